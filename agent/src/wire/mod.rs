@@ -1,0 +1,13 @@
+//! Pure: what both ends speak, in the order a lane sees it.
+//!
+//! A lane carries frames ([`trunk::segment`]): first the greeting and the hello ([`hello`]), then the
+//! frames of the trunk ([`trunk`]). The trunk's byte stream carries yamux frames ([`mux`]); each stream
+//! begins with an open message and its answer ([`open`]).
+
+pub mod hello;
+pub mod mux;
+pub mod open;
+pub mod trunk;
+
+/// Version of everything in this module; both ends must agree on it.
+pub const VERSION: u16 = 1;
