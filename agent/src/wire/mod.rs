@@ -9,5 +9,21 @@ pub mod mux;
 pub mod open;
 pub mod trunk;
 
+/// Which end of a trunk this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Client,
+    Agent,
+}
+
+impl Role {
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Agent,
+            Self::Agent => Self::Client,
+        }
+    }
+}
+
 /// Version of everything in this module; both ends must agree on it.
 pub const VERSION: u16 = 1;
