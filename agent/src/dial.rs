@@ -1,1 +1,456 @@
-//! To come.
+//! The agent's local ends: sockets to the targets, in one collection without a task, lock or channel
+//! per flow.
+//!
+//! Each slot has one waker that leaves the slot's number in a shared inbox; `poll_io` looks at those
+//! slots only. What is to be told waits as flags in the end itself, so nothing queues without bound.
+//! An end's life: (resolving ->) dialling -> connected -> over; `over` lasts until it was told.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use self::inbox::{Inbox, SlotWaker};
+use self::names::{Answer, Names, Question};
+use self::rules::Rules;
+use self::slot::{Dial, News, Slot, State};
+use self::tcp::{Connection, Read, Sent};
+use crate::local_end::{EndEvent, EndId, LocalEnds};
+use crate::wire::open::{Kind, Open, Refusal, Target};
+
+mod inbox;
+mod names;
+pub mod rules;
+mod slot;
+mod tcp;
+
+/// What may be dialled, and how much of it.
+#[derive(Clone, Debug)]
+pub struct DialConfig {
+    pub rules: Rules,
+    /// How long a target may take to answer, its name included.
+    pub timeout: Duration,
+    /// Flows at once, of all trunks.
+    pub max_flows: usize,
+    /// Dials in progress at once, of all trunks.
+    pub max_dials: usize,
+    /// Bytes that may wait for one target that does not take them.
+    pub window: usize,
+}
+
+impl Default for DialConfig {
+    fn default() -> Self {
+        Self {
+            rules: Rules::default(),
+            timeout: Duration::from_secs(10),
+            max_flows: 16_384,
+            max_dials: 1_024,
+            window: 4 << 20,
+        }
+    }
+}
+
+/// Makes the ends of each trunk, which share the limits.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    config: Arc<DialConfig>,
+    tally: Arc<Tally>,
+}
+
+impl Dialer {
+    pub fn new(config: DialConfig) -> Self {
+        Self { config: Arc::new(config), tally: Arc::default() }
+    }
+
+    /// An empty collection for one trunk. It is to be used in the task of a tokio runtime.
+    pub fn sockets(&self) -> Sockets {
+        let inbox = Arc::new(Inbox::default());
+        Sockets {
+            config: self.config.clone(),
+            tally: self.tally.clone(),
+            names: Names::new(inbox.clone()),
+            inbox,
+            slots: Vec::new(),
+            free: Vec::new(),
+            woken: VecDeque::new(),
+            news: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            serial: 0,
+            at_io: false,
+        }
+    }
+
+    /// Flows of all trunks, dials in progress included.
+    pub fn flows(&self) -> usize {
+        self.tally.flows.load(Ordering::Relaxed)
+    }
+}
+
+/// How much there is of what [`DialConfig`] limits.
+#[derive(Debug, Default)]
+struct Tally {
+    flows: AtomicUsize,
+    dials: AtomicUsize,
+}
+
+/// The sockets of one trunk's flows. Dropping it resets them all.
+#[derive(Debug)]
+pub struct Sockets {
+    config: Arc<DialConfig>,
+    tally: Arc<Tally>,
+    inbox: Arc<Inbox>,
+    names: Names,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Slots to look at in `poll_io`.
+    woken: VecDeque<u32>,
+    /// Slots that have something to tell; each stands in it once at most.
+    news: VecDeque<u32>,
+    /// Of the dials in progress.
+    deadlines: BTreeSet<(Instant, u32)>,
+    /// Counts the dials, so that a late answer finds the right one or none.
+    serial: u64,
+    /// Inside `poll_io`, whose answer says whether there is something to tell.
+    at_io: bool,
+}
+
+impl LocalEnds for Sockets {
+    fn open(&mut self, open: &Open, now: Instant) -> Result<EndId, Refusal> {
+        match open.kind {
+            Kind::Tcp => {}
+            Kind::Udp | Kind::Echo | Kind::Dns => return Err(Refusal::Unsupported),
+        }
+        if self.tally.flows.load(Ordering::Relaxed) >= self.config.max_flows
+            || self.tally.dials.load(Ordering::Relaxed) >= self.config.max_dials
+        {
+            return Err(Refusal::Exhausted);
+        }
+        let give_up = now + self.config.timeout;
+        let slot = match &open.target {
+            Target::Address(address, port) => {
+                if !self.config.rules.permits(*address) {
+                    return Err(Refusal::Denied);
+                }
+                let dial = Dial::begin(vec![SocketAddr::new(*address, *port)], give_up, now)?;
+                self.occupy(State::Dialling { dial, give_up })
+            }
+            Target::Name(name, port) => {
+                self.serial += 1;
+                let serial = self.serial;
+                let slot = self.occupy(State::Resolving { serial, give_up });
+                self.names.ask(Question { serial, slot, name: name.clone(), port: *port });
+                slot
+            }
+        };
+        self.woken.push_back(slot);
+        self.inbox.nudge();
+        Ok(EndId(slot))
+    }
+
+    /// A target is dialled, so there is nobody to be told.
+    fn accept(&mut self, _end: EndId, _local: SocketAddr, _remote: SocketAddr, _now: Instant) {}
+
+    fn refuse(&mut self, end: EndId, _refusal: Refusal, now: Instant) {
+        self.reset(end, now);
+    }
+
+    fn read(&mut self, end: EndId, buf: &mut [u8], _now: Instant) -> usize {
+        let Some((connection, waker)) = self.connection(end) else { return 0 };
+        match connection.read(buf, &mut Context::from_waker(waker)) {
+            Read::Bytes(count) => count,
+            Read::Nothing => 0,
+            Read::Finished => {
+                self.slots[end.0 as usize].news.finished = true;
+                self.tell(end.0);
+                self.end_if_closed(end);
+                0
+            }
+            Read::Reset => {
+                self.end(end.0, EndEvent::Reset { end });
+                0
+            }
+        }
+    }
+
+    fn write(&mut self, end: EndId, bytes: &[u8], _now: Instant) {
+        let Some((connection, waker)) = self.connection(end) else { return };
+        let sent = connection.write(bytes, &mut Context::from_waker(waker));
+        self.sent(end, sent);
+    }
+
+    fn room(&self, end: EndId) -> usize {
+        match self.slots.get(end.0 as usize).map(|slot| &slot.state) {
+            Some(State::Connected(connection)) => self.config.window.saturating_sub(connection.pending()),
+            Some(State::Free | State::Resolving { .. } | State::Dialling { .. } | State::Over(_)) | None => 0,
+        }
+    }
+
+    fn finish(&mut self, end: EndId, _now: Instant) {
+        let Some((connection, waker)) = self.connection(end) else { return };
+        let sent = connection.finish(&mut Context::from_waker(waker));
+        self.sent(end, sent);
+    }
+
+    fn reset(&mut self, end: EndId, _now: Instant) {
+        if self.slots.get(end.0 as usize).is_some_and(|slot| !matches!(slot.state, State::Free)) {
+            self.reset_slot(end.0);
+        }
+    }
+
+    fn poll_event(&mut self) -> Option<EndEvent> {
+        while let Some(&slot) = self.news.front() {
+            let entry = &mut self.slots[slot as usize];
+            if let Some(event) = entry.news.next(EndId(slot)) {
+                return Some(event);
+            }
+            entry.in_news = false;
+            self.news.pop_front();
+            if let State::Over(event) = &entry.state {
+                let event = event.clone();
+                entry.state = State::Free;
+                self.release(slot);
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    fn poll_io(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
+        self.at_io = true;
+        for answer in self.inbox.take(&mut self.woken, cx) {
+            self.names.answered();
+            self.resolved(answer, now);
+        }
+        for _ in 0..SLOTS_A_TURN {
+            let Some(slot) = self.woken.pop_front() else { break };
+            self.look_at(slot, now);
+        }
+        self.at_io = false;
+        if self.woken.is_empty() && self.news.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(deadline, slot)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.dial_failed(slot, Refusal::TimedOut, now);
+        }
+    }
+}
+
+impl Sockets {
+    /// How many flows there are.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Gives the state a slot, and counts it as a flow.
+    fn occupy(&mut self, state: State) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let slot = u32::try_from(self.slots.len()).expect("flows are limited far below 2^32");
+            let signal = SlotWaker::new(slot, self.inbox.clone());
+            let waker = Waker::from(signal.clone());
+            self.slots.push(Slot {
+                state: State::Free,
+                signal,
+                waker,
+                news: News::default(),
+                in_news: false,
+            });
+            slot
+        });
+        self.tally.flows.fetch_add(1, Ordering::Relaxed);
+        self.replace(slot, state);
+        slot
+    }
+
+    /// Changes the state and with it the dials in progress; gives back the old state.
+    fn replace(&mut self, slot: u32, state: State) -> State {
+        let deadline = state.deadline();
+        let old = std::mem::replace(&mut self.slots[slot as usize].state, state);
+        if let Some(deadline) = old.deadline() {
+            self.deadlines.remove(&(deadline, slot));
+            self.tally.dials.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, slot));
+            self.tally.dials.fetch_add(1, Ordering::Relaxed);
+        }
+        if let State::Resolving { serial, .. } = old {
+            self.names.forget(serial);
+        }
+        old
+    }
+
+    /// Makes a slot, free by now, usable again.
+    fn release(&mut self, slot: u32) {
+        self.slots[slot as usize].news = News::default();
+        self.free.push(slot);
+        self.tally.flows.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn reset_slot(&mut self, slot: u32) {
+        self.replace(slot, State::Free).abort();
+        self.release(slot);
+    }
+
+    fn connection(&mut self, end: EndId) -> Option<(&mut Connection, &Waker)> {
+        let slot = self.slots.get_mut(end.0 as usize)?;
+        match &mut slot.state {
+            State::Connected(connection) => Some((connection, &slot.waker)),
+            State::Free | State::Resolving { .. } | State::Dialling { .. } | State::Over(_) => None,
+        }
+    }
+
+    /// Has the owner ask for news of the slot, also when it is about to wait.
+    fn tell(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        if !std::mem::replace(&mut entry.in_news, true) {
+            self.news.push_back(slot);
+            if !self.at_io {
+                self.inbox.nudge();
+            }
+        }
+    }
+
+    /// Takes the end away from its socket; `event` is the last thing told of it.
+    fn end(&mut self, slot: u32, event: EndEvent) {
+        let reset = matches!(event, EndEvent::Reset { .. });
+        let old = self.replace(slot, State::Over(event));
+        if reset {
+            old.abort();
+        }
+        self.tell(slot);
+    }
+
+    fn end_if_closed(&mut self, end: EndId) {
+        if self.connection(end).is_some_and(|(connection, _)| connection.is_closed()) {
+            self.end(end.0, EndEvent::Closed { end });
+        }
+    }
+
+    fn sent(&mut self, end: EndId, sent: Sent) {
+        match sent {
+            Sent::Reset => self.end(end.0, EndEvent::Reset { end }),
+            Sent::Fine { freed } => {
+                if freed > 0 {
+                    self.slots[end.0 as usize].news.room = true;
+                    self.tell(end.0);
+                }
+                self.end_if_closed(end);
+            }
+        }
+    }
+
+    fn look_at(&mut self, slot: u32, now: Instant) {
+        let end = EndId(slot);
+        let entry = &mut self.slots[slot as usize];
+        entry.signal.heard();
+        let mut cx = Context::from_waker(&entry.waker);
+        match &mut entry.state {
+            State::Free | State::Resolving { .. } | State::Over(_) => {}
+            State::Dialling { dial, .. } => match tcp::outcome(&dial.stream, dial.remote, &mut cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(local)) => self.connected(slot, local),
+                Poll::Ready(Err(refusal)) => self.dial_failed(slot, refusal, now),
+            },
+            State::Connected(connection) => {
+                let sent = connection.flush(&mut cx);
+                if connection.poll_readable(&mut cx) {
+                    entry.news.readable = true;
+                    self.tell(slot);
+                }
+                self.sent(end, sent);
+            }
+        }
+    }
+
+    fn connected(&mut self, slot: u32, local: SocketAddr) {
+        let State::Dialling { dial, .. } = self.replace(slot, State::Free) else { return };
+        self.slots[slot as usize].news.connected = Some((local, dial.remote));
+        self.replace(slot, State::Connected(Connection::new(dial.stream)));
+        self.tell(slot);
+        // Look again: the target may have spoken already.
+        self.woken.push_back(slot);
+    }
+
+    /// Goes on to the target's next address, or tells the refusal.
+    fn dial_failed(&mut self, slot: u32, refusal: Refusal, now: Instant) {
+        let (rest, give_up) = match self.replace(slot, State::Free) {
+            State::Dialling { dial, give_up } => (dial.rest, give_up),
+            State::Resolving { give_up, .. } => (Vec::new(), give_up),
+            other @ (State::Free | State::Connected(_) | State::Over(_)) => {
+                self.replace(slot, other);
+                return;
+            }
+        };
+        self.dial(slot, rest, refusal, give_up, now);
+    }
+
+    /// Begins the next attempt in a slot whose state was taken out.
+    fn dial(
+        &mut self,
+        slot: u32,
+        addresses: Vec<SocketAddr>,
+        otherwise: Refusal,
+        give_up: Instant,
+        now: Instant,
+    ) {
+        let begun = if addresses.is_empty() || now >= give_up {
+            Err(otherwise)
+        } else {
+            Dial::begin(addresses, give_up, now)
+        };
+        match begun {
+            Ok(dial) => {
+                self.replace(slot, State::Dialling { dial, give_up });
+                self.woken.push_back(slot);
+            }
+            Err(refusal) => self.end(slot, EndEvent::Refused { end: EndId(slot), refusal }),
+        }
+    }
+
+    fn resolved(&mut self, answer: Answer, now: Instant) {
+        let Answer { serial, slot, addresses } = answer;
+        let give_up = match self.slots.get(slot as usize).map(|slot| &slot.state) {
+            Some(State::Resolving { serial: asked, give_up }) if *asked == serial => *give_up,
+            Some(
+                State::Free
+                | State::Resolving { .. }
+                | State::Dialling { .. }
+                | State::Connected(_)
+                | State::Over(_),
+            )
+            | None => return,
+        };
+        self.replace(slot, State::Free);
+        let otherwise = if addresses.is_empty() { Refusal::UnknownName } else { Refusal::Denied };
+        let mut allowed: Vec<_> =
+            addresses.into_iter().filter(|address| self.config.rules.permits(address.ip())).collect();
+        allowed.reverse();
+        self.dial(slot, allowed, otherwise, give_up, now);
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for slot in (0..).take(self.slots.len()) {
+            if !matches!(self.slots[slot as usize].state, State::Free) {
+                self.reset_slot(slot);
+            }
+        }
+    }
+}
+
+/// Looked at in one `poll_io`; a look costs a system call at most unless bytes wait to be written.
+const SLOTS_A_TURN: usize = 256;

@@ -1,1 +1,380 @@
-//! To come.
+//! The loop both ends run: flows, mux, trunk and lanes over local ends, in one task.
+//!
+//! One turn of the loop: local ends do their system calls, then what they tell is acted on, then every
+//! lane is read (its bytes go through the trunk and the mux straight into local ends), then every lane that
+//! has room gets records, whose bytes the mux pulls from local ends at that moment. Nothing is queued between
+//! mux and trunk beyond one record, so a short flow never waits behind bytes that were pulled too early.
+
+mod command;
+mod flow;
+mod flows;
+mod lanes;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use crate::local_end::LocalEnds;
+use crate::wire::Role;
+use crate::wire::mux::{Mux, MuxConfig, MuxFault};
+use crate::wire::trunk::{GoodbyeReason, LaneId, Trunk, TrunkConfig, TrunkEvent};
+
+pub use command::{Attach, Command, Config, LaneNews, Outcome, Report};
+pub use flow::{FlowReport, FlowState};
+use flows::Flows;
+use lanes::{Lanes, Loss};
+
+/// One trunk's engine.
+pub struct Engine<E> {
+    trunk: Trunk,
+    mux: Mux,
+    flows: Flows<E>,
+    lanes: Lanes,
+    /// What a lane is read into.
+    buffer: Box<[u8]>,
+    on_lane: Box<dyn FnMut(LaneNews)>,
+    role: Role,
+    ping_interval: Duration,
+    pinging: bool,
+    fault: Option<MuxFault>,
+    goodbye: Option<String>,
+    closing: bool,
+}
+
+impl<E: LocalEnds> Engine<E> {
+    pub fn new(config: Config, ends: E) -> Self {
+        Self {
+            trunk: Trunk::new(TrunkConfig::new(config.role, config.entropy)),
+            mux: Mux::new(MuxConfig::new(config.role)),
+            flows: Flows::new(ends),
+            lanes: Lanes::default(),
+            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
+            on_lane: config.on_lane,
+            role: config.role,
+            ping_interval: config.ping_interval,
+            pinging: false,
+            fault: None,
+            goodbye: None,
+            closing: false,
+        }
+    }
+
+    /// Runs until the trunk ends. Every flow is reset then; the ends come back, fit for another engine.
+    #[expect(clippy::disallowed_methods, reason = "the driver of the loop reads the clock")]
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> (Outcome, E) {
+        let mut sleep = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
+        let mut armed = None;
+        let outcome = poll_fn(|cx| {
+            for _ in 0..TURNS {
+                let now = Instant::now();
+                let moved = self.turn(cx, &mut commands, now);
+                if let Some(outcome) = self.outcome() {
+                    self.part(cx, &outcome, now);
+                    return Poll::Ready(outcome);
+                }
+                if !moved && !self.arm(cx, sleep.as_mut(), &mut armed) {
+                    return Poll::Pending;
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        let farewell = poll_fn(|cx| self.poll_farewell(cx, Instant::now()));
+        // A lane that does not take its farewell in time is dropped without it.
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        let now = Instant::now();
+        let mut ends = self.flows.into_ends(now);
+        // The resets go out as far as the system takes them at once.
+        poll_fn(|cx| Poll::Ready(ends.poll_io(cx, now).is_ready())).await;
+        (outcome, ends)
+    }
+
+    /// Sets the timer for the next deadline; true when that deadline has passed already.
+    fn arm(&self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>, armed: &mut Option<Instant>) -> bool {
+        let Some(deadline) = self.poll_timeout() else { return false };
+        if *armed != Some(deadline) {
+            sleep.as_mut().reset(deadline.into());
+            *armed = Some(deadline);
+        }
+        if sleep.poll(cx).is_ready() {
+            *armed = None;
+            return true;
+        }
+        false
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        [self.trunk.poll_timeout(), self.flows.ends.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Does what can be done now; false when nothing moved and all wakers are armed.
+    fn turn(&mut self, cx: &mut Context<'_>, commands: &mut mpsc::Receiver<Command>, now: Instant) -> bool {
+        let mut moved = false;
+        moved |= self.handle_commands(cx, commands, now);
+        self.handle_timers(now);
+        moved |= self.flows.ends.poll_io(cx, now).is_ready();
+        moved |= self.handle_end_events(now);
+        moved |= self.read_lanes(cx, now);
+        moved |= self.handle_end_events(now);
+        self.keep_pinging();
+        moved |= self.write_lanes(cx, now);
+        moved
+    }
+
+    fn outcome(&mut self) -> Option<Outcome> {
+        if let Some(fault) = &self.fault {
+            return Some(Outcome::Fault(*fault));
+        }
+        if let Some(text) = self.flows.ends.failure() {
+            return Some(Outcome::Ends { text });
+        }
+        if let Some(text) = &self.goodbye {
+            return Some(Outcome::Goodbye { text: text.clone() });
+        }
+        if (self.flows.is_spent() || self.mux.peer_left()) && self.flows.open() == 0 {
+            return Some(Outcome::Spent);
+        }
+        self.closing.then_some(Outcome::Closed)
+    }
+
+    /// Begins to end: says why on every lane, after the mux's last word if it has one.
+    fn part(&mut self, cx: &mut Context<'_>, outcome: &Outcome, now: Instant) {
+        self.on_lane = Box::new(|_| {});
+        let reason = match (outcome, self.role) {
+            (Outcome::Fault(_), _) => GoodbyeReason::Fault,
+            (Outcome::Closed | Outcome::Ends { .. }, Role::Agent) => GoodbyeReason::Shutdown,
+            (Outcome::Closed | Outcome::Ends { .. }, Role::Client) => GoodbyeReason::Done,
+            (Outcome::Goodbye { .. } | Outcome::Spent, _) => GoodbyeReason::Done,
+        };
+        if reason == GoodbyeReason::Fault {
+            self.write_lanes(cx, now);
+        }
+        self.trunk.goodbye(reason);
+    }
+
+    fn poll_farewell(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
+        self.write_lanes(cx, now);
+        let Self { trunk, lanes, .. } = self;
+        lanes.poll_close(cx, |lane| !trunk.wants_to_send(lane))
+    }
+
+    fn handle_commands(
+        &mut self,
+        cx: &mut Context<'_>,
+        commands: &mut mpsc::Receiver<Command>,
+        now: Instant,
+    ) -> bool {
+        let mut moved = false;
+        while let Poll::Ready(command) = commands.poll_recv(cx) {
+            moved = true;
+            match command {
+                Some(Command::Attach(attach)) => self.attach(attach, now),
+                Some(Command::LiveLanes(live)) => {
+                    let stale: Vec<LaneId> = self.lanes.ids().filter(|id| !live.contains(id)).collect();
+                    for id in stale {
+                        self.lose(id, "the client no longer has this lane".to_owned(), now);
+                    }
+                }
+                Some(Command::Report(reply)) => {
+                    // Who asked may have gone; then nobody misses the answer.
+                    let _ = reply.send(self.report(now));
+                }
+                Some(Command::Close) | None => {
+                    self.closing = true;
+                    return true;
+                }
+            }
+        }
+        moved
+    }
+
+    fn attach(&mut self, attach: Attach, now: Instant) {
+        let Attach { lane, kind, hello, peer_received, io, leftover } = attach;
+        self.lose(lane, "another lane took its name".to_owned(), now);
+        self.trunk.attach(lane, kind, hello, now);
+        self.lanes.add(lane, io);
+        self.suit_frames();
+        (self.on_lane)(LaneNews::Attached { lane, lanes: self.lanes.len() });
+        let informed = peer_received.map_or(Ok(()), |received| self.trunk.peer_received(lane, received));
+        if let Err(loss) = informed.map_err(Loss::Fault).and_then(|()| self.place(lane, &leftover, now)) {
+            self.lose(lane, loss.to_string(), now);
+        }
+    }
+
+    fn lose(&mut self, lane: LaneId, reason: String, now: Instant) {
+        if self.lanes.remove(lane) {
+            self.trunk.detach(lane, now);
+            self.suit_frames();
+            (self.on_lane)(LaneNews::Lost { lane, lanes: self.lanes.len(), reason });
+        }
+    }
+
+    /// Frames of the mux last 1 to 2 ms on the slowest lane, so that a short flow need not wait for more.
+    fn suit_frames(&mut self) {
+        if let Some(bytes) = self.trunk.longest_frame() {
+            self.mux.set_max_frame(bytes);
+        }
+    }
+
+    fn handle_timers(&mut self, now: Instant) {
+        if self.trunk.poll_timeout().is_some_and(|at| at <= now) {
+            self.trunk.handle_timeout(now);
+        }
+        if self.flows.ends.poll_timeout().is_some_and(|at| at <= now) {
+            self.flows.ends.handle_timeout(now);
+        }
+        while let Some(event) = self.trunk.poll_event() {
+            match event {
+                TrunkEvent::LaneDead { lane, reason } => self.lose(lane, reason.to_string(), now),
+                TrunkEvent::Goodbye { text, .. } => self.goodbye = Some(text),
+            }
+        }
+    }
+
+    fn handle_end_events(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while let Some(event) = self.flows.ends.poll_event() {
+            moved = true;
+            self.flows.handle_event(event, &mut self.mux, now);
+        }
+        moved
+    }
+
+    /// Trunk pings count as client input for SSM's idle timer: only while flows are open, or bytes are under way
+    /// that a lane may have taken along when it died in silence.
+    fn keep_pinging(&mut self) {
+        let wanted = self.flows.open() > 0 || !self.trunk.is_settled();
+        if wanted != self.pinging {
+            self.pinging = wanted;
+            self.trunk.set_ping(wanted.then_some(self.ping_interval));
+        }
+    }
+
+    fn read_lanes(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut moved = false;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        for index in 0..self.lanes.len() {
+            for _ in 0..READS {
+                let Some((lane, read)) = self.lanes.poll_read(index, &mut buffer, cx) else { break };
+                moved = true;
+                if let Err(loss) = self.place(lane, &buffer[..read], now) {
+                    self.lanes.lose(index, loss);
+                }
+            }
+        }
+        self.buffer = buffer;
+        self.lose_lost(now) || moved
+    }
+
+    /// Brings bytes of a lane through the trunk and the mux to local ends.
+    fn place(&mut self, lane: LaneId, bytes: &[u8], now: Instant) -> Result<(), Loss> {
+        let Self { trunk, mux, flows, fault, .. } = self;
+        let placed = trunk.handle_bytes(lane, bytes, now, &mut |bytes| {
+            if fault.is_none()
+                && let Err(broken) = mux.handle_bytes(bytes, &mut flows.streams(now), now)
+            {
+                *fault = Some(broken);
+            }
+        });
+        if let Some(rtt) = trunk.least_rtt() {
+            mux.set_rtt(rtt);
+        }
+        flows.settle(mux, now);
+        placed.map_err(Loss::Fault)
+    }
+
+    fn write_lanes(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut moved = false;
+        for index in 0..self.lanes.len() {
+            for _ in 0..RECORDS {
+                let Some((lane, most)) = self.lanes.poll_ready(index, cx) else { break };
+                // A local end that gave bytes has news for its near side, sent or not.
+                moved |= self.fill(most, now);
+                if !self.trunk.poll_record(lane, most, self.lanes.record(index), now) {
+                    break;
+                }
+                moved = true;
+                if !self.lanes.send(index) {
+                    break;
+                }
+            }
+            self.lanes.poll_flush(index, cx);
+        }
+        self.lose_lost(now) || moved
+    }
+
+    fn lose_lost(&mut self, now: Instant) -> bool {
+        let lost = self.lanes.take_lost();
+        let any = !lost.is_empty();
+        for (lane, loss) in lost {
+            self.lose(lane, loss.to_string(), now);
+        }
+        any
+    }
+
+    /// Lets the mux write into the trunk until a record of `most` bytes can be made; false when it has nothing.
+    fn fill(&mut self, most: usize, now: Instant) -> bool {
+        let mut moved = false;
+        while self.trunk.unsent() < most && self.mux.wants_to_send() {
+            let Self { trunk, mux, flows, .. } = self;
+            let spare = trunk.spare();
+            if spare.is_empty() {
+                break;
+            }
+            let written = mux.poll_frames(spare, &mut flows.streams(now));
+            trunk.commit(written);
+            flows.settle(mux, now);
+            if written == 0 {
+                break;
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// Panics unless all parts agree with each other. To be called between turns.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) {
+        self.flows.check_invariants(&self.mux);
+        let lanes: Vec<LaneId> = self.lanes.ids().collect();
+        assert_eq!(self.trunk.lane_stats().count(), lanes.len());
+        assert!(self.trunk.lane_stats().all(|stats| lanes.contains(&stats.lane)));
+    }
+
+    fn report(&self, now: Instant) -> Report {
+        let mut counters = Vec::new();
+        self.flows.ends.counters(&mut |name, value| counters.push((name, value)));
+        Report {
+            counters,
+            trunk: self.trunk.stats(),
+            mux: self.mux.stats(),
+            lanes: self.trunk.lane_stats().collect(),
+            flows: self.flows.report(now),
+            flows_open: self.flows.open() as u64,
+            flows_total: self.flows.total(),
+            flows_refused: self.flows.tally.refused,
+            bytes_sent: self.flows.tally.bytes_sent,
+            bytes_received: self.flows.tally.bytes_received,
+        }
+    }
+}
+
+/// How long lanes have to take the goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Turns before the loop lets other tasks of its thread run.
+const TURNS: usize = 8;
+/// Reads of one lane in a turn.
+const READS: usize = 4;
+/// Records to one lane in a turn.
+const RECORDS: usize = 16;
+
+/// The most bytes taken from a lane at once.
+const READ_BUFFER: usize = 256 * 1024;

@@ -1,7 +1,15 @@
 //! A lane: one SSM session or TCP connection that carries a part of the trunk.
 
 use std::io;
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::wire::trunk::LaneKind;
+use crate::wire::trunk::segment::{MAX_SEGMENT, SEGMENT_OVERHEAD};
 
 /// A byte carrier that keeps records whole on the way out and may cut bytes anywhere on the way in.
 ///
@@ -17,4 +25,135 @@ pub trait LaneIo {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Ends the lane in an orderly way as far as that needs waiting for nothing (SSM: terminate flag).
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// A TCP connection as a lane: to the SSM agent's worker, or to the client itself.
+///
+/// Takes one record at a time and no more before the system has all of it, so what waits here is never more
+/// than one record.
+#[derive(Debug)]
+pub struct TcpLane {
+    stream: TcpStream,
+    /// The most bytes a record may have.
+    most: usize,
+    /// The record under way; the system has its first `written` bytes.
+    record: Vec<u8>,
+    written: usize,
+}
+
+impl TcpLane {
+    /// Takes a connected stream; what is behind it decides how much the system may hold back for it.
+    pub fn new(stream: TcpStream, kind: LaneKind) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let most = match kind {
+            // The worker on the other end takes 1 KiB a millisecond: what waits before it only adds delay.
+            LaneKind::Ssm => {
+                SockRef::from(&stream).set_send_buffer_size(SSM_SEND_BUFFER)?;
+                SSM_RECORD
+            }
+            LaneKind::Tcp => LARGEST_RECORD,
+        };
+        Ok(Self { stream, most, record: Vec::new(), written: 0 })
+    }
+}
+
+impl LaneIo for TcpLane {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(buf);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(self.poll_flush(cx))?;
+        Poll::Ready(Ok(self.most))
+    }
+
+    fn send(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
+        if self.record.is_empty() {
+            std::mem::swap(&mut self.record, record);
+        } else {
+            self.record.append(record);
+        }
+        loop {
+            match self.stream.try_write(&self.record[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if self.written == self.record.len() {
+                self.record.clear();
+                self.written = 0;
+                return Ok(());
+            }
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.record.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.record[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.written += count,
+            }
+        }
+        self.record.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Room for an ack and two segments of the largest size.
+const LARGEST_RECORD: usize = 64 + 2 * (MAX_SEGMENT + SEGMENT_OVERHEAD);
+/// Four messages of the SSM agent.
+const SSM_RECORD: usize = 4096;
+/// The kernel doubles it. What waits there goes before a keystroke, and the worker never runs dry.
+const SSM_SEND_BUFFER: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn records_arrive_whole_and_one_at_most_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut lane = TcpLane::new(TcpStream::connect(address).await.unwrap(), LaneKind::Tcp).unwrap();
+            let (mut peer, _) = listener.accept().unwrap();
+            let mut sent = Vec::new();
+            for number in 0u8.. {
+                let ready = poll_fn(|cx| Poll::Ready(lane.poll_ready(cx))).await;
+                let Poll::Ready(most) = ready else { break };
+                assert!(most.unwrap() >= 65_536 + 64);
+                let mut record = vec![number; 65_536 + 64];
+                sent.extend_from_slice(&record);
+                lane.send(&mut record).unwrap();
+                assert!(record.is_empty());
+                assert!(number < 200, "the peer reads nothing, so the lane must fill");
+            }
+            assert!(lane.record.len() <= LARGEST_RECORD);
+            let reader = thread::spawn(move || {
+                let mut all = Vec::new();
+                peer.read_to_end(&mut all).unwrap();
+                all
+            });
+            poll_fn(|cx| lane.poll_flush(cx)).await.unwrap();
+            assert!(poll_fn(|cx| lane.poll_ready(cx)).await.is_ok());
+            poll_fn(|cx| lane.poll_close(cx)).await.unwrap();
+            assert!(reader.join().unwrap() == sent);
+            assert_eq!(poll_fn(|cx| lane.poll_read(cx, &mut [0; 8])).await.unwrap(), 0);
+        });
+    }
 }

@@ -4,13 +4,16 @@
 //! - [`lane`]: what carries a part of the trunk: takes whole records, gives back bytes.
 //! - [`engine`]: flows, mux, trunk and lanes in one budgeted loop; both ends run it.
 //! - [`local_end`]: what the engine asks of the near side of its flows.
-//! - [`serve`], [`admission`], [`dial`], [`parked`]: the agent's own side.
+//! - [`flags`], [`serve`], [`admission`], [`dial`], [`parked`], [`keys`], [`log`]: the agent's own side.
 
 pub mod admission;
 pub mod dial;
 pub mod engine;
+pub mod flags;
+pub mod keys;
 pub mod lane;
 pub mod local_end;
+pub mod log;
 pub mod parked;
 pub mod serve;
 pub mod wire;

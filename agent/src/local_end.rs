@@ -17,7 +17,7 @@ pub struct EndId(pub u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndEvent {
     /// A near side asks to be connected; answered by [`LocalEnds::accept`] or [`LocalEnds::refuse`].
-    Wanted { end: EndId, open: Open },
+    Wanted { end: EndId, source: SocketAddr, open: Open },
     /// What [`LocalEnds::open`] began has succeeded.
     Connected { end: EndId, local: SocketAddr, remote: SocketAddr },
     /// What [`LocalEnds::open`] began has failed. The end is gone.
@@ -65,4 +65,10 @@ pub trait LocalEnds {
     fn poll_timeout(&self) -> Option<Instant>;
     /// Acts on timers that are due.
     fn handle_timeout(&mut self, now: Instant);
+    /// Why no end can be served any more (the device is gone); told once.
+    fn failure(&mut self) -> Option<String> {
+        None
+    }
+    /// What was counted, by name, for reports.
+    fn counters(&self, _tell: &mut dyn FnMut(&'static str, u64)) {}
 }

@@ -1,0 +1,104 @@
+//! One end in its slot: the states of its life, the attempts of its dial, and what it has to tell.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+
+use super::inbox::SlotWaker;
+use super::tcp::{self, Connection};
+use crate::local_end::{EndEvent, EndId};
+use crate::wire::open::Refusal;
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) state: State,
+    pub(super) signal: Arc<SlotWaker>,
+    pub(super) waker: Waker,
+    pub(super) news: News,
+    pub(super) in_news: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    Free,
+    Resolving { serial: u64, give_up: Instant },
+    Dialling { dial: Dial, give_up: Instant },
+    Connected(Connection),
+    Over(EndEvent),
+}
+
+/// One attempt, and the addresses to try after it.
+#[derive(Debug)]
+pub(super) struct Dial {
+    pub(super) stream: TcpStream,
+    pub(super) remote: SocketAddr,
+    /// In reverse order.
+    pub(super) rest: Vec<SocketAddr>,
+    /// When this attempt is given up; the last one has all the time that is left.
+    pub(super) deadline: Instant,
+}
+
+/// What is to be told before the end of an end, in this order.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) connected: Option<(SocketAddr, SocketAddr)>,
+    pub(super) readable: bool,
+    pub(super) room: bool,
+    pub(super) finished: bool,
+}
+
+impl State {
+    /// By when a dial has to come to something.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Resolving { give_up, .. } => Some(*give_up),
+            Self::Dialling { dial, .. } => Some(dial.deadline),
+            Self::Free | Self::Connected(_) | Self::Over(_) => None,
+        }
+    }
+
+    /// Resets the target, if there is one.
+    pub(super) fn abort(self) {
+        match self {
+            Self::Connected(connection) => tcp::abort(connection.into_stream()),
+            Self::Dialling { dial, .. } => tcp::abort(dial.stream),
+            Self::Free | Self::Resolving { .. } | Self::Over(_) => {}
+        }
+    }
+}
+
+impl Dial {
+    /// Begins to connect to the last address that can be tried at all.
+    pub(super) fn begin(mut rest: Vec<SocketAddr>, give_up: Instant, now: Instant) -> Result<Self, Refusal> {
+        let mut failed = Refusal::HostUnreachable;
+        while let Some(remote) = rest.pop() {
+            match tcp::begin(remote) {
+                Ok(stream) => {
+                    let shares = u32::try_from(rest.len() + 1).unwrap_or(u32::MAX);
+                    let deadline = now + give_up.saturating_duration_since(now) / shares;
+                    return Ok(Self { stream, remote, rest, deadline });
+                }
+                Err(refusal) => failed = refusal,
+            }
+        }
+        Err(failed)
+    }
+}
+
+impl News {
+    pub(super) fn next(&mut self, end: EndId) -> Option<EndEvent> {
+        if let Some((local, remote)) = self.connected.take() {
+            return Some(EndEvent::Connected { end, local, remote });
+        }
+        if std::mem::take(&mut self.readable) {
+            return Some(EndEvent::Readable { end });
+        }
+        if std::mem::take(&mut self.room) {
+            return Some(EndEvent::Room { end });
+        }
+        std::mem::take(&mut self.finished).then_some(EndEvent::Finished { end })
+    }
+}

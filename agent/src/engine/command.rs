@@ -1,0 +1,90 @@
+//! What the owner of an engine says to it and hears from it.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::flow::FlowReport;
+use crate::lane::LaneIo;
+use crate::wire::Role;
+use crate::wire::mux::{MuxFault, MuxStats};
+use crate::wire::trunk::{LaneId, LaneKind, LaneStats, TrunkStats};
+
+/// What differs between the two ends and between lives of a trunk.
+pub struct Config {
+    pub role: Role,
+    /// Ping each lane this often while flows are open or bytes under way.
+    pub ping_interval: Duration,
+    /// Randomness for ping ids.
+    pub entropy: u64,
+    /// Told of lanes as they come and go, until the engine begins to end.
+    pub on_lane: Box<dyn FnMut(LaneNews)>,
+}
+
+/// A lane came or went.
+#[derive(Clone, Debug)]
+pub enum LaneNews {
+    Attached { lane: LaneId, lanes: usize },
+    Lost { lane: LaneId, lanes: usize, reason: String },
+}
+
+/// A lane whose hello is done.
+pub struct Attach {
+    pub lane: LaneId,
+    pub kind: LaneKind,
+    /// Digest of the hello frame: its repeats on this lane are dropped.
+    pub hello: [u8; 32],
+    /// How much of our stream the peer's hello says it has.
+    pub peer_received: Option<u64>,
+    pub io: Box<dyn LaneIo>,
+    /// Bytes that came behind the hello or the welcome.
+    pub leftover: Vec<u8>,
+}
+
+/// What the owner of an engine may ask of it.
+pub enum Command {
+    Attach(Attach),
+    /// Lanes that the client no longer has are closed.
+    LiveLanes(Vec<LaneId>),
+    Report(oneshot::Sender<Report>),
+    /// Says goodbye on every lane and ends.
+    Close,
+}
+
+/// How an engine stands.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub trunk: TrunkStats,
+    pub mux: MuxStats,
+    pub lanes: Vec<LaneStats>,
+    pub flows: Vec<FlowReport>,
+    pub flows_open: u64,
+    pub flows_total: u64,
+    pub flows_refused: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// What the local ends counted, by name.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// Why an engine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The owner asked for it, or dropped its side of the channel.
+    Closed,
+    /// The far end said goodbye.
+    Goodbye { text: String },
+    /// The far end broke the mux's rules; nothing on this trunk can be trusted any more.
+    Fault(MuxFault),
+    /// No stream can be opened on this trunk any more, and the last that was open has closed.
+    Spent,
+    /// The near side of all flows is gone.
+    Ends { text: String },
+}
+
+impl fmt::Debug for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attach").field("lane", &self.lane).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,105 @@
+//! Pure: one flow, and how a report shows it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::local_end::EndId;
+use crate::wire::mux::StreamId;
+use crate::wire::open::{Open, Refusal};
+
+/// Where a flow is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowState {
+    /// Our side asked; the answer has not come.
+    Opening,
+    /// The far side made the stream; its open message is not whole yet.
+    Greeting,
+    /// The local end is connecting.
+    Dialling,
+    Open,
+    /// At least one direction is finished.
+    Closing,
+    Closed,
+    Refused(Refusal),
+    Reset,
+}
+
+/// One flow as a report shows it.
+#[derive(Clone, Debug)]
+pub struct FlowReport {
+    pub serial: u64,
+    pub source: Option<SocketAddr>,
+    pub open: Option<Open>,
+    pub state: FlowState,
+    pub sent: u64,
+    pub received: u64,
+    pub age: Duration,
+    pub dial: Option<Duration>,
+}
+
+/// A flow lives as long as it has a stream or a local end.
+pub(super) struct Flow {
+    pub(super) serial: u64,
+    pub(super) stream: Option<StreamId>,
+    pub(super) end: Option<EndId>,
+    pub(super) state: FlowState,
+    pub(super) source: Option<SocketAddr>,
+    pub(super) open: Option<Open>,
+    /// Our open or answer message, as far as the mux has not pulled it.
+    pub(super) preface: Vec<u8>,
+    /// The far side's message while it is not whole; later what the local end had no room for.
+    pub(super) held: Vec<u8>,
+    /// The far side has finished.
+    pub(super) far_finished: bool,
+    /// The local end is to be finished once it has taken what is held.
+    pub(super) finish_due: bool,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) began: Instant,
+    pub(super) dialled: Option<Duration>,
+}
+
+impl Flow {
+    pub(super) fn new(serial: u64, state: FlowState, now: Instant) -> Self {
+        Self {
+            serial,
+            stream: None,
+            end: None,
+            state,
+            source: None,
+            open: None,
+            preface: Vec::new(),
+            held: Vec::new(),
+            far_finished: false,
+            finish_due: false,
+            sent: 0,
+            received: 0,
+            began: now,
+            dialled: None,
+        }
+    }
+
+    /// Whether bytes pass between stream and local end.
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(self.state, FlowState::Open | FlowState::Closing)
+    }
+
+    pub(super) fn report(&self, now: Instant) -> FlowReport {
+        FlowReport {
+            serial: self.serial,
+            source: self.source,
+            open: self.open.clone(),
+            state: self.state,
+            sent: self.sent,
+            received: self.received,
+            age: now.saturating_duration_since(self.began),
+            dial: self.dialled,
+        }
+    }
+
+    /// The last report of a flow that is over.
+    pub(super) fn into_report(mut self, now: Instant) -> FlowReport {
+        let open = self.open.take();
+        FlowReport { open, ..self.report(now) }
+    }
+}

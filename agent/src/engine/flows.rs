@@ -1,0 +1,369 @@
+//! Pure: the flows of one engine: what stands between a stream of the mux and a local end.
+//!
+//! A flow begins on the side that has the application: `Wanted` -> stream with an open message -> the
+//! other side's `LocalEnds::open` -> answer message -> `accept` or `refuse`. From then on bytes pass
+//! without being held here, but for those of a stream's first window that find no room.
+//!
+//! While the mux calls in ([`View`]) it cannot be called; what it must be told then waits as an errand.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::flow::{Flow, FlowReport, FlowState};
+use super::streams::View;
+use crate::local_end::{EndEvent, EndId, LocalEnds};
+use crate::wire::mux::{Mux, MuxFull, StreamId, Token};
+use crate::wire::open::{Answer, Open, Refusal};
+
+/// What the mux must be told of a stream, unless its flow has left the stream by then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Errand {
+    token: Token,
+    stream: StreamId,
+    task: Task,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    Room,
+    Ready,
+    Finish,
+    Reset,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) refused: u64,
+    pub(super) bytes_sent: u64,
+    pub(super) bytes_received: u64,
+}
+
+pub(super) struct Flows<E> {
+    pub(super) ends: E,
+    pub(super) slots: Vec<Option<Flow>>,
+    free: Vec<u32>,
+    /// By the number of the end.
+    flow_by_end: Vec<Option<Token>>,
+    errands: Vec<Errand>,
+    recent: VecDeque<FlowReport>,
+    next_serial: u64,
+    pub(super) tally: Tally,
+    /// No stream can be opened on this trunk any more.
+    spent: bool,
+}
+
+impl<E: LocalEnds> Flows<E> {
+    pub(super) fn new(ends: E) -> Self {
+        Self {
+            ends,
+            slots: Vec::new(),
+            free: Vec::new(),
+            flow_by_end: Vec::new(),
+            errands: Vec::new(),
+            recent: VecDeque::new(),
+            next_serial: 1,
+            tally: Tally::default(),
+            spent: false,
+        }
+    }
+
+    pub(super) fn streams(&mut self, now: Instant) -> View<'_, E> {
+        View { flows: self, now }
+    }
+
+    pub(super) fn handle_event(&mut self, event: EndEvent, mux: &mut Mux, now: Instant) {
+        match event {
+            EndEvent::Wanted { end, source, open } => self.want(end, source, open, mux, now),
+            EndEvent::Connected { end, local, remote } => self.connected(end, local, remote, now),
+            EndEvent::Refused { end, refusal } => {
+                if let Some(token) = self.forget_end(end) {
+                    self.answer_refused(token, refusal);
+                }
+            }
+            EndEvent::Readable { end } => self.end_errand(end, Task::Ready),
+            EndEvent::Room { end } => {
+                if let Some(token) = self.token_of(end) {
+                    self.flush(token, now);
+                }
+            }
+            EndEvent::Finished { end } => {
+                let flow = self.token_of(end).and_then(|token| self.slot_mut(token));
+                if let Some(flow) = flow.filter(|flow| flow.is_connected()) {
+                    flow.state = FlowState::Closing;
+                }
+                self.end_errand(end, Task::Finish);
+            }
+            EndEvent::Reset { end } => {
+                if let Some(token) = self.forget_end(end) {
+                    self.abort(token, now);
+                }
+            }
+            EndEvent::Closed { end } => self.end_closed(end, now),
+        }
+        self.settle(mux, now);
+    }
+
+    /// Tells the mux what came up while it was at work.
+    pub(super) fn settle(&mut self, mux: &mut Mux, now: Instant) {
+        let mut errands = std::mem::take(&mut self.errands);
+        for Errand { token, stream, task } in errands.drain(..) {
+            let Some(flow) = self.slot(token).filter(|flow| flow.stream == Some(stream)) else { continue };
+            match task {
+                Task::Room => mux.set_room(stream, self.room(flow), now),
+                Task::Ready => mux.ready(stream),
+                Task::Finish => mux.finish(stream),
+                Task::Reset => {
+                    mux.reset(stream);
+                    self.leave_stream(token, now);
+                }
+            }
+        }
+        // Nothing above makes an errand: only the capacity goes back.
+        self.errands = errands;
+    }
+
+    /// How many bytes of the far side a flow takes now.
+    fn room(&self, flow: &Flow) -> usize {
+        let room = match (flow.state, flow.end) {
+            (FlowState::Open | FlowState::Closing, Some(end)) => self.ends.room(end),
+            (FlowState::Opening | FlowState::Greeting | FlowState::Dialling, _) => EARLY,
+            (FlowState::Open | FlowState::Closing, None) => 0,
+            (FlowState::Closed | FlowState::Refused(_) | FlowState::Reset, _) => 0,
+        };
+        room.saturating_sub(flow.held.len())
+    }
+
+    fn want(&mut self, end: EndId, source: SocketAddr, open: Open, mux: &mut Mux, now: Instant) {
+        let token = self.add(FlowState::Opening, now);
+        let mut preface = Vec::new();
+        let encoded = open.encode(&mut preface).is_ok();
+        let opened = if encoded { mux.open(token) } else { Err(MuxFull::Streams) };
+        let stream = match opened {
+            Ok(stream) => stream,
+            Err(full) => {
+                self.spent |= full != MuxFull::Streams;
+                self.free_slot(token);
+                self.tally.refused += 1;
+                self.ends.refuse(end, Refusal::Exhausted, now);
+                return;
+            }
+        };
+        self.bind_end(end, token);
+        let Some(flow) = self.slot_mut(token) else { return };
+        flow.preface = preface;
+        flow.stream = Some(stream);
+        flow.source = Some(source);
+        flow.open = Some(open);
+        mux.set_room(stream, EARLY, now);
+        mux.ready(stream);
+    }
+
+    fn connected(&mut self, end: EndId, local: SocketAddr, remote: SocketAddr, now: Instant) {
+        let Some(token) = self.token_of(end) else { return };
+        let Some(flow) = self.slot_mut(token).filter(|flow| flow.state == FlowState::Dialling) else {
+            return;
+        };
+        Answer::Opened { local, remote }.encode(&mut flow.preface);
+        flow.state = if flow.far_finished { FlowState::Closing } else { FlowState::Open };
+        flow.dialled = Some(now.saturating_duration_since(flow.began));
+        self.errand(token, Task::Ready);
+        self.flush(token, now);
+    }
+
+    /// Gives the local end what is held, as far as it has room, and the far side's finish behind that.
+    fn flush(&mut self, token: Token, now: Instant) {
+        let Self { slots, ends, .. } = self;
+        let Some(flow) = slots.get_mut(token.0 as usize).and_then(Option::as_mut) else { return };
+        let Some(end) = flow.end.filter(|_| flow.is_connected()) else { return };
+        let count = flow.held.len().min(ends.room(end));
+        if count > 0 {
+            ends.write(end, &flow.held[..count], now);
+            flow.held.drain(..count);
+        }
+        if flow.held.is_empty() {
+            flow.held = Vec::new();
+            if std::mem::take(&mut flow.finish_due) {
+                ends.finish(end, now);
+            }
+        }
+        self.errand(token, Task::Room);
+    }
+
+    /// Answers that there is no such target; the stream ends with the answer.
+    pub(super) fn answer_refused(&mut self, token: Token, refusal: Refusal) {
+        self.tally.refused += 1;
+        let Some(flow) = self.slot_mut(token) else { return };
+        flow.state = FlowState::Refused(refusal);
+        flow.held = Vec::new();
+        Answer::Refused(refusal).encode(&mut flow.preface);
+        self.errand(token, Task::Ready);
+        self.errand(token, Task::Finish);
+    }
+
+    fn end_closed(&mut self, end: EndId, now: Instant) {
+        let Some(token) = self.forget_end(end) else { return };
+        let Some(flow) = self.slot(token) else { return };
+        if flow.stream.is_some() && !flow.far_finished {
+            // An end that closed while the far side still talks: nobody would take what it says.
+            return self.abort(token, now);
+        }
+        self.errand(token, Task::Finish);
+        self.drop_if_done(token, now);
+    }
+
+    /// The local end is gone: the stream goes too.
+    pub(super) fn abort(&mut self, token: Token, now: Instant) {
+        let Some(flow) = self.slot_mut(token) else { return };
+        if !matches!(flow.state, FlowState::Refused(_)) {
+            flow.state = FlowState::Reset;
+        }
+        flow.held = Vec::new();
+        self.errand(token, Task::Reset);
+        self.drop_if_done(token, now);
+    }
+
+    /// Notes what the mux is to be told once it has let go of the flows.
+    pub(super) fn errand(&mut self, token: Token, task: Task) {
+        let Some(stream) = self.slot(token).and_then(|flow| flow.stream) else { return };
+        let errand = Errand { token, stream, task };
+        if self.errands.last() != Some(&errand) {
+            self.errands.push(errand);
+        }
+    }
+
+    fn end_errand(&mut self, end: EndId, task: Task) {
+        if let Some(token) = self.token_of(end) {
+            self.errand(token, task);
+        }
+    }
+
+    /// The stream is gone from the mux.
+    pub(super) fn leave_stream(&mut self, token: Token, now: Instant) {
+        if let Some(flow) = self.slot_mut(token) {
+            flow.stream = None;
+        }
+        self.drop_if_done(token, now);
+    }
+
+    pub(super) fn bind_end(&mut self, end: EndId, token: Token) {
+        let at = end.0 as usize;
+        if at >= self.flow_by_end.len() {
+            self.flow_by_end.resize(at + 1, None);
+        }
+        self.flow_by_end[at] = Some(token);
+        if let Some(flow) = self.slot_mut(token) {
+            flow.end = Some(end);
+        }
+    }
+
+    fn token_of(&self, end: EndId) -> Option<Token> {
+        *self.flow_by_end.get(end.0 as usize)?
+    }
+
+    pub(super) fn forget_end(&mut self, end: EndId) -> Option<Token> {
+        let token = self.flow_by_end.get_mut(end.0 as usize)?.take()?;
+        if let Some(flow) = self.slot_mut(token) {
+            flow.end = None;
+        }
+        Some(token)
+    }
+
+    pub(super) fn add(&mut self, state: FlowState, now: Instant) -> Token {
+        let flow = Some(Flow::new(self.next_serial, state, now));
+        self.next_serial += 1;
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = flow;
+                Token(index)
+            }
+            None => {
+                self.slots.push(flow);
+                Token(self.slots.len() as u32 - 1)
+            }
+        }
+    }
+
+    fn free_slot(&mut self, token: Token) -> Option<Flow> {
+        let flow = self.slots.get_mut(token.0 as usize)?.take()?;
+        self.free.push(token.0);
+        Some(flow)
+    }
+
+    pub(super) fn drop_if_done(&mut self, token: Token, now: Instant) {
+        if self.slot(token).is_none_or(|flow| flow.stream.is_some() || flow.end.is_some()) {
+            return;
+        }
+        let Some(mut flow) = self.free_slot(token) else { return };
+        if flow.is_connected() {
+            flow.state = FlowState::Closed;
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(flow.into_report(now));
+    }
+
+    fn slot(&self, token: Token) -> Option<&Flow> {
+        self.slots.get(token.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn slot_mut(&mut self, token: Token) -> Option<&mut Flow> {
+        self.slots.get_mut(token.0 as usize)?.as_mut()
+    }
+
+    /// Resets every flow; the ends are fit for another engine.
+    pub(super) fn into_ends(mut self, now: Instant) -> E {
+        for flow in self.slots.iter().flatten() {
+            match (flow.end, flow.state) {
+                (Some(end), FlowState::Opening) => self.ends.refuse(end, Refusal::HostUnreachable, now),
+                (Some(end), _) => self.ends.reset(end, now),
+                (None, _) => {}
+            }
+        }
+        self.ends
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.next_serial - 1
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.spent
+    }
+
+    pub(super) fn report(&self, now: Instant) -> Vec<FlowReport> {
+        let live = self.slots.iter().flatten().map(|flow| flow.report(now));
+        self.recent.iter().cloned().chain(live).collect()
+    }
+
+    /// Panics unless flows, ends and streams agree with each other. To be called between turns.
+    #[doc(hidden)]
+    pub(super) fn check_invariants(&self, mux: &Mux) {
+        assert!(self.errands.is_empty(), "an errand was left");
+        assert!(self.recent.len() <= RECENT);
+        assert_eq!(self.slots.iter().flatten().count(), self.open(), "a slot is lost");
+        let ended = self.flow_by_end.iter().flatten().count();
+        assert_eq!(self.slots.iter().flatten().filter(|flow| flow.end.is_some()).count(), ended);
+        let streams = self.slots.iter().flatten().filter(|flow| flow.stream.is_some()).count();
+        assert_eq!(streams, mux.len(), "flows and streams differ in number");
+        for (index, flow) in self.slots.iter().enumerate() {
+            let Some(flow) = flow else {
+                assert!(self.free.contains(&(index as u32)), "slot {index} is lost");
+                continue;
+            };
+            assert!(flow.stream.is_some() || flow.end.is_some(), "slot {index} is never freed");
+            assert!(flow.end.is_none_or(|end| self.token_of(end) == Some(Token(index as u32))));
+            assert!(flow.held.len() <= EARLY, "{} bytes held", flow.held.len());
+        }
+    }
+}
+
+/// Bytes a flow may get before its local end is connected: the first window of a stream.
+pub(super) const EARLY: usize = 16 << 10;
+/// How many ended flows a report still shows.
+const RECENT: usize = 128;
