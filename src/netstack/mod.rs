@@ -1,1 +1,349 @@
-//! To come.
+//! Pure: packets in, packets out, flows: every TCP connection an application opens through the tunnel ends
+//! here, and its bytes come out as a flow.
+//!
+//! Drive a [`Stack`] in this order: [`handle_packet`](Stack::handle_packet) for each packet of a batch,
+//! [`poll_event`](Stack::poll_event) until `None`, then `accept`, `refuse`, `read`, `write`, `finish` and
+//! `reset` as the events ask for, then [`poll_packet`](Stack::poll_packet) while
+//! [`wants_poll`](Stack::wants_poll), and [`handle_timeout`](Stack::handle_timeout) at
+//! [`poll_timeout`](Stack::poll_timeout). Answers leave only in `poll_packet`, so a batch costs one
+//! acknowledgement per flow.
+//!
+//! A SYN makes a pending flow and no socket; smoltcp sees it after `accept`. Each socket lives in a
+//! `SocketSet` of its own behind the flow table: smoltcp walks a whole set for each packet, so that a
+//! packet costs the same whatever the number of flows.
+
+mod counters;
+mod device;
+mod egress;
+mod event;
+mod flow_table;
+mod icmp;
+mod ingress;
+mod packet;
+mod queue;
+mod reply;
+mod tcp;
+
+use std::time::{Duration, Instant};
+
+use agent::wire::open::Refusal;
+
+pub use self::counters::{Counters, DropReason};
+use self::device::{Buffer, Outbox, Traits};
+use self::event::Untold;
+pub use self::event::{Event, FlowId};
+use self::flow_table::{FlowTable, Tuple};
+use self::icmp::{Answer, RateLimit};
+use self::packet::{Packet, Segment, Syn};
+use self::queue::{Queue, Timers};
+use self::tcp::{Connection, Io};
+
+/// Sizes, bounds and the seed of a [`Stack`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The device's MTU in bytes.
+    pub mtu: usize,
+    /// Bytes that wait to be read, per flow; this is the window offered to the application. Rounded down to
+    /// a size whose window can be told exactly.
+    pub receive_ring: usize,
+    /// Bytes the application has not acknowledged yet, per flow.
+    pub send_ring: usize,
+    pub max_flows: usize,
+    /// Flows that wait for `accept` or `refuse`; SYNs beyond are dropped and come again.
+    pub max_pending: usize,
+    /// From the system's random source: sequence numbers and the table's hash depend on it.
+    pub seed: u64,
+    /// Whether packets from the device may have been damaged or never summed.
+    pub verify_checksums: bool,
+    /// Whether TCP checksums are filled in; if not, the device does it. IP and ICMP ones always are.
+    pub emit_checksums: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mtu: 65_535,
+            receive_ring: 512 * 1024,
+            send_ring: 1024 * 1024,
+            max_flows: 65_536,
+            max_pending: 1_024,
+            seed: 0,
+            verify_checksums: true,
+            emit_checksums: true,
+        }
+    }
+}
+
+/// A TCP/IP stack for flows that end in us.
+pub struct Stack {
+    config: Config,
+    io: Io,
+    table: FlowTable<Flow>,
+    /// Flows with events to tell.
+    events: Queue,
+    /// Flows that may have packets to send.
+    dirty: Queue,
+    timers: Timers,
+    outbox: Outbox,
+    /// The packet of a flow that the device did not take yet.
+    out: Buffer,
+    /// Connections that ended early in their rings' life, for the next flows.
+    spare: Vec<Connection>,
+    replies: RateLimit,
+    scratch: Vec<u8>,
+    counters: Counters,
+}
+
+struct Flow {
+    state: State,
+    untold: Untold,
+    /// The one entry among the timers that counts.
+    armed: Option<Instant>,
+}
+
+enum State {
+    /// The SYN, and when it was last heard.
+    Pending(Syn, Instant),
+    Open(Connection),
+    /// Only its last event is left.
+    Gone,
+}
+
+impl Stack {
+    pub fn new(config: Config, now: Instant) -> Self {
+        let config = Config { mtu: config.mtu.clamp(MIN_MTU, MAX_MTU), ..config };
+        let traits = Traits { mtu: config.mtu, emit_checksums: config.emit_checksums };
+        Self {
+            io: Io::new(traits, config.seed, now),
+            table: FlowTable::new(config.max_flows, config.seed),
+            events: Queue::default(),
+            dirty: Queue::default(),
+            timers: Timers::default(),
+            outbox: Outbox::default(),
+            out: Buffer::default(),
+            spare: Vec::new(),
+            replies: RateLimit::new(now),
+            scratch: Vec::new(),
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    /// Takes a packet from the device. Whatever is wrong with it is counted, nothing else.
+    pub fn handle_packet(&mut self, bytes: &[u8], now: Instant) {
+        self.counters.packets_in += 1;
+        self.counters.bytes_in += bytes.len() as u64;
+        if let Err(reason) = self.sort(bytes, now) {
+            self.counters.drop(reason);
+        }
+        self.note_work();
+    }
+
+    pub fn poll_event(&mut self) -> Option<Event> {
+        loop {
+            let slot = self.events.pop()?;
+            let Some(tuple) = self.table.tuple(slot) else { continue };
+            let Some(flow) = self.table.get_mut(slot) else { continue };
+            let Some(event) = flow.untold.take(FlowId(slot), tuple) else { continue };
+            if flow.untold.any() {
+                self.events.push(slot);
+            }
+            if matches!(event, Event::Reset { .. } | Event::Closed { .. }) {
+                self.remove(slot);
+            }
+            return Some(event);
+        }
+    }
+
+    /// Completes the connection: the application gets its SYN-ACK.
+    pub fn accept(&mut self, flow: FlowId, now: Instant) {
+        let FlowId(slot) = flow;
+        let Some(Tuple { target, .. }) = self.table.tuple(slot) else { return };
+        let Some(flow) = self.table.get_mut(slot) else { return };
+        let State::Pending(syn, _) = &flow.state else { return };
+        let (receive, send) = (self.config.receive_ring, self.config.send_ring);
+        let mut connection = self.spare.pop().unwrap_or_else(|| Connection::new(receive, send));
+        let opened = connection.open(&mut self.io, syn, target.port(), now);
+        flow.state = State::Open(connection);
+        self.counters.flows_pending -= 1;
+        if opened {
+            self.dirty.push(slot);
+        } else {
+            self.lose(slot);
+        }
+    }
+
+    /// Turns the connection away with the error that `icmp.rs` lists for the reason. The flow is gone.
+    pub fn refuse(&mut self, flow: FlowId, why: Refusal, now: Instant) {
+        let FlowId(slot) = flow;
+        let Some(Flow { state: State::Pending(syn, _), .. }) = self.table.get(slot) else {
+            return self.reset(flow, now);
+        };
+        let syn = *syn;
+        self.remove(slot);
+        let Ok(packet) = Packet::parse(syn.bytes(), false) else { return };
+        match icmp::answer(why, packet.source.is_ipv6()) {
+            Answer::Unreachable(code) => reply::build_unreachable(&packet, code, &mut self.scratch),
+            Answer::Reset => {
+                let Ok(segment) = Segment::parse(&packet, false) else { return };
+                reply::build_reset(&packet, &segment, self.config.emit_checksums, &mut self.scratch);
+            }
+        }
+        self.post();
+    }
+
+    /// Moves waiting bytes into `buf`; 0 means nothing is there now.
+    pub fn read(&mut self, flow: FlowId, buf: &mut [u8], _now: Instant) -> usize {
+        let Some(entry) = self.table.get_mut(flow.0) else { return 0 };
+        let State::Open(connection) = &mut entry.state else { return 0 };
+        let count = connection.read(buf);
+        if count == 0 {
+            entry.untold.readable = false;
+        } else if !connection.is_over() {
+            self.dirty.push(flow.0);
+        }
+        self.tell(flow.0);
+        count
+    }
+
+    /// Takes as many bytes for the application as there is room for.
+    pub fn write(&mut self, flow: FlowId, bytes: &[u8], _now: Instant) -> usize {
+        let Some(connection) = self.connection(flow.0) else { return 0 };
+        let count = connection.write(bytes);
+        if count > 0 {
+            self.dirty.push(flow.0);
+        }
+        count
+    }
+
+    /// How many bytes `write` takes now.
+    pub fn room(&self, flow: FlowId) -> usize {
+        match self.table.get(flow.0).map(|flow| &flow.state) {
+            Some(State::Open(connection)) => connection.room(),
+            Some(State::Pending(..) | State::Gone) | None => 0,
+        }
+    }
+
+    /// No more bytes will be written; the application gets a FIN after those it has.
+    pub fn finish(&mut self, flow: FlowId, _now: Instant) {
+        let Some(connection) = self.connection(flow.0) else { return };
+        connection.finish();
+        self.dirty.push(flow.0);
+        self.tell(flow.0);
+    }
+
+    /// Ends both directions at once with a reset. The flow is gone.
+    pub fn reset(&mut self, flow: FlowId, now: Instant) {
+        let FlowId(slot) = flow;
+        let Some(flow_state) = self.table.get_mut(slot) else { return };
+        match &mut flow_state.state {
+            State::Pending(..) => self.refuse(flow, Refusal::Refused, now),
+            State::Open(connection) => {
+                connection.abort(&mut self.io, now);
+                self.remove(slot);
+                self.post_reply();
+            }
+            State::Gone => self.remove(slot),
+        }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Panics unless the parts agree with each other.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) {
+        self.table.check_invariants();
+        let pending = self.table.iter().filter(|(_, flow)| matches!(flow.state, State::Pending(..))).count();
+        assert_eq!(pending, self.counters.flows_pending);
+        assert!(pending <= self.config.max_pending);
+        assert_eq!(self.table.len(), self.counters.flows_now);
+        assert!(self.spare.len() <= MAX_SPARE);
+        assert!(self.timers.len() <= 2 * self.table.len() + egress::TIMER_SLACK);
+        for (slot, flow) in self.table.iter() {
+            assert!(
+                !flow.untold.any() || self.events.contains(slot),
+                "slot {slot} has events no one will tell"
+            );
+            let ended = match &flow.state {
+                State::Pending(..) => false,
+                State::Open(connection) => connection.is_over(),
+                State::Gone => {
+                    assert!(flow.untold.reset || flow.untold.closed, "slot {slot} is never freed");
+                    true
+                }
+            };
+            assert_eq!(ended, !self.table.is_mapped(slot), "slot {slot} and its tuple differ");
+        }
+    }
+
+    /// Queues what there is to tell of an open flow, and lets its rings go when that is all.
+    fn tell(&mut self, slot: u32) {
+        let Some(flow) = self.table.get_mut(slot) else { return };
+        let State::Open(connection) = &mut flow.state else { return };
+        let news = connection.news();
+        flow.untold.add(news);
+        if flow.untold.any() {
+            self.events.push(slot);
+        }
+        if news.closed {
+            let state = std::mem::replace(&mut flow.state, State::Gone);
+            self.retire(state);
+        }
+    }
+
+    /// Keeps the rings of a connection that has ended for the next one, where that is cheap: making them anew costs more
+    /// than everything else a short connection needs.
+    fn retire(&mut self, state: State) {
+        if let State::Open(connection) = state
+            && connection.is_cheap_to_keep()
+            && self.spare.len() < MAX_SPARE
+        {
+            self.spare.push(connection.recycle());
+        }
+    }
+
+    /// The flow ends without the owner's doing: only its `Reset` is left to tell, if it was ever told of.
+    fn lose(&mut self, slot: u32) {
+        let Some(flow) = self.table.get_mut(slot) else { return };
+        if flow.untold.connect {
+            return self.remove(slot);
+        }
+        if matches!(flow.state, State::Pending(..)) {
+            self.counters.flows_pending -= 1;
+        }
+        let state = std::mem::replace(&mut flow.state, State::Gone);
+        flow.untold = Untold { reset: true, ..Untold::default() };
+        self.table.unmap(slot);
+        self.events.push(slot);
+        self.retire(state);
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let Some(flow) = self.table.remove(slot) else { return };
+        self.counters.flows_now -= 1;
+        if matches!(flow.state, State::Pending(..)) {
+            self.counters.flows_pending -= 1;
+        }
+        self.retire(flow.state);
+    }
+
+    fn connection(&mut self, slot: u32) -> Option<&mut Connection> {
+        match &mut self.table.get_mut(slot)?.state {
+            State::Open(connection) => Some(connection),
+            State::Pending(..) | State::Gone => None,
+        }
+    }
+
+    fn note_work(&mut self) {
+        self.counters.socket_polls = self.io.polls;
+    }
+}
+
+/// Longer than the longest pause between two SYNs of an application that still waits.
+const PENDING_LIFE: Duration = Duration::from_secs(130);
+/// Connections kept for reuse, each with at most 64 KiB of touched rings.
+const MAX_SPARE: usize = 64;
+const MIN_MTU: usize = 1280;
+const MAX_MTU: usize = 65_535;

@@ -1,0 +1,151 @@
+//! Pure: a packet's way to its flow.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::counters::DropReason;
+use super::event::Untold;
+use super::flow_table::Tuple;
+use super::packet::{self, Packet, Segment, Syn};
+use super::tcp::Fate;
+use super::{Flow, PENDING_LIFE, Stack, State, icmp, reply};
+
+impl Stack {
+    /// Finds out what a packet is and hands it on.
+    pub(super) fn sort(&mut self, bytes: &[u8], now: Instant) -> Result<(), DropReason> {
+        let verify = self.config.verify_checksums;
+        let packet = Packet::parse(bytes, verify)?;
+        let v6 = packet.source.is_ipv6();
+        match packet.protocol {
+            packet::TCP => self.handle_tcp(&packet, now),
+            packet::UDP => {
+                packet::check_udp(&packet, verify)?;
+                self.limit_reply(now)?;
+                self.counters.udp_unreachable += 1;
+                self.unreachable(&packet, icmp::port_unreachable(v6));
+                Ok(())
+            }
+            _ => {
+                packet::check_echo(&packet, verify)?;
+                self.limit_reply(now)?;
+                self.counters.echo_unreachable += 1;
+                self.unreachable(&packet, icmp::prohibited(v6));
+                Ok(())
+            }
+        }
+    }
+
+    fn handle_tcp(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(), DropReason> {
+        let segment = Segment::parse(packet, self.config.verify_checksums)?;
+        let source = SocketAddr::new(packet.source, segment.source_port);
+        let target = SocketAddr::new(packet.target, segment.target_port);
+        let tuple = Tuple { source, target };
+        let Some(slot) = self.table.find(&tuple) else {
+            return self.handle_unknown(tuple, packet, &segment, now);
+        };
+        match self.table.get_mut(slot).map(|flow| &mut flow.state) {
+            Some(State::Pending(syn, heard)) if segment.opens() => {
+                if segment.seq != syn.seq {
+                    *syn = Syn::keep(packet, &segment)?;
+                }
+                *heard = now;
+                self.counters.syns_repeated += 1;
+                Ok(())
+            }
+            Some(State::Pending(syn, _)) if segment.has(packet::RST) => {
+                if segment.seq.wrapping_sub(syn.seq) > 1 {
+                    return Err(DropReason::StrayReset);
+                }
+                self.lose(slot);
+                Ok(())
+            }
+            Some(State::Open(connection)) if segment.opens() && connection.is_replaced_by(segment.seq) => {
+                self.end(slot);
+                self.handle_unknown(tuple, packet, &segment, now)
+            }
+            Some(State::Open(connection)) if segment.opens() => {
+                let challenge = connection.challenge();
+                let sum = self.config.emit_checksums;
+                reply::build_challenge(packet, &segment, challenge, sum, &mut self.scratch);
+                self.post();
+                Ok(())
+            }
+            Some(State::Open(_)) => {
+                self.handle_segment(slot, packet, &segment, now);
+                Ok(())
+            }
+            Some(State::Pending(..) | State::Gone) | None => self.answer_stray(packet, &segment),
+        }
+    }
+
+    /// A segment whose tuple leads to no flow.
+    fn handle_unknown(
+        &mut self,
+        tuple: Tuple,
+        packet: &Packet<'_>,
+        segment: &Segment,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        if !segment.opens() {
+            return self.answer_stray(packet, segment);
+        }
+        if self.counters.flows_pending >= self.config.max_pending {
+            return Err(DropReason::PendingFull);
+        }
+        if self.table.is_full() {
+            return Err(DropReason::FlowsFull);
+        }
+        let state = State::Pending(Syn::keep(packet, segment)?, now);
+        let untold = Untold { connect: true, ..Untold::default() };
+        let slot = self.table.insert(tuple, Flow { state, untold, armed: None });
+        self.counters.flows_opened += 1;
+        self.counters.flows_pending += 1;
+        self.counters.flows_now += 1;
+        self.events.push(slot);
+        self.arm(slot, now + PENDING_LIFE, now);
+        Ok(())
+    }
+
+    fn answer_stray(&mut self, packet: &Packet<'_>, segment: &Segment) -> Result<(), DropReason> {
+        if segment.has(packet::RST) {
+            return Err(DropReason::StrayReset);
+        }
+        self.counters.stray_segments += 1;
+        reply::build_reset(packet, segment, self.config.emit_checksums, &mut self.scratch);
+        self.post();
+        Ok(())
+    }
+
+    fn handle_segment(&mut self, slot: u32, packet: &Packet<'_>, segment: &Segment, now: Instant) {
+        let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(slot) else { return };
+        let fate = connection.receive(&mut self.io, packet, segment, now);
+        match fate {
+            Fate::Open => self.dirty.push(slot),
+            Fate::Over => self.table.unmap(slot),
+            Fate::Reset => self.lose(slot),
+            Fate::Refused(reason) => return self.counters.drop(reason),
+        }
+        self.post_reply();
+        self.tell(slot);
+    }
+
+    fn limit_reply(&mut self, now: Instant) -> Result<(), DropReason> {
+        if self.replies.take(now) { Ok(()) } else { Err(DropReason::ReplyRate) }
+    }
+
+    fn unreachable(&mut self, packet: &Packet<'_>, code: u8) {
+        reply::build_unreachable(packet, code, &mut self.scratch);
+        self.post();
+    }
+
+    /// The application uses the tuple for something new.
+    fn end(&mut self, slot: u32) {
+        let Some(connection) = self.connection(slot) else { return };
+        if connection.end_now() {
+            self.table.unmap(slot);
+            self.tell(slot);
+        } else {
+            self.lose(slot);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Pure: the packets we build without smoltcp: resets, challenges and ICMP unreachables.
+
+use std::net::IpAddr;
+
+use super::packet::{
+    ACK, FIN, ICMP, ICMP6, Packet, RST, SYN, Segment, TCP, TCP_HEADER, V4_HEADER, V6_HEADER, checksum,
+    pseudo_checksum, put_u16, u16_at, v6_octets,
+};
+
+/// Builds the reset that answers a segment (RFC 9293, 3.10.7.1); `out` is cleared first.
+///
+/// `sum` is whether the TCP checksum is filled in.
+pub(super) fn build_reset(packet: &Packet<'_>, segment: &Segment, sum: bool, out: &mut Vec<u8>) {
+    let (seq, ack, flags) = if segment.has(ACK) {
+        (segment.ack, 0, RST)
+    } else {
+        let control = u32::from(segment.has(SYN)) + u32::from(segment.has(FIN));
+        (0, segment.end().wrapping_add(control), RST | ACK)
+    };
+    build_tcp(packet, segment, (seq, ack, flags), sum, out);
+}
+
+/// Builds an acknowledgement that makes whoever sent a SYN into a connection say whether the connection
+/// still stands (RFC 5961, 4.2); `out` is cleared first.
+pub(super) fn build_challenge(
+    packet: &Packet<'_>,
+    segment: &Segment,
+    (seq, ack): (u32, u32),
+    sum: bool,
+    out: &mut Vec<u8>,
+) {
+    build_tcp(packet, segment, (seq, ack, ACK), sum, out);
+}
+
+/// Builds an answer to `segment` without data or window.
+fn build_tcp(
+    packet: &Packet<'_>,
+    segment: &Segment,
+    (seq, ack, flags): (u32, u32, u8),
+    sum: bool,
+    out: &mut Vec<u8>,
+) {
+    let header = start_ip(out, packet.target, packet.source, TCP, TCP_HEADER);
+    let tcp = &mut out[header..];
+    put_u16(tcp, 0, segment.target_port);
+    put_u16(tcp, 2, segment.source_port);
+    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+    tcp[12] = (TCP_HEADER as u8 / 4) << 4;
+    tcp[13] = flags;
+    if sum {
+        let sum = pseudo_checksum(packet.target, packet.source, TCP, tcp);
+        put_u16(tcp, 16, sum);
+    }
+}
+
+/// Builds an ICMP or ICMPv6 destination unreachable that quotes `packet`; `out` is cleared first.
+///
+/// It comes from the address the packet was for.
+pub(super) fn build_unreachable(packet: &Packet<'_>, code: u8, out: &mut Vec<u8>) {
+    let (protocol, kind, most) = match packet.target {
+        IpAddr::V4(_) => (ICMP, 3, V4_ERROR - V4_HEADER - ICMP_HEADER),
+        IpAddr::V6(_) => (ICMP6, 1, V6_ERROR - V6_HEADER - ICMP_HEADER),
+    };
+    let quote = &packet.bytes[..packet.bytes.len().min(most)];
+    let header = start_ip(out, packet.target, packet.source, protocol, ICMP_HEADER + quote.len());
+    let icmp = &mut out[header..];
+    icmp[0] = kind;
+    icmp[1] = code;
+    icmp[ICMP_HEADER..].copy_from_slice(quote);
+    let sum = match packet.target {
+        IpAddr::V4(_) => checksum(&[icmp]),
+        IpAddr::V6(_) => pseudo_checksum(packet.target, packet.source, protocol, icmp),
+    };
+    put_u16(icmp, 2, sum);
+}
+
+/// Changes the window of a TCP packet without options in its IP header.
+pub(super) fn set_window(bytes: &mut [u8], window: u16, summed: bool) {
+    let header = if bytes[0] >> 4 == 4 { V4_HEADER } else { V6_HEADER };
+    let tcp = &mut bytes[header..];
+    if summed {
+        // RFC 1624, equation 3.
+        let parts = [!u16_at(tcp, 16), !u16_at(tcp, 14), window];
+        let sum: u32 = parts.into_iter().map(u32::from).sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        put_u16(tcp, 16, !((folded & 0xffff) + (folded >> 16)) as u16);
+    }
+    put_u16(tcp, 14, window);
+}
+
+/// Makes `out` an IP header and `length` zero bytes; answers where those begin.
+fn start_ip(out: &mut Vec<u8>, source: IpAddr, target: IpAddr, protocol: u8, length: usize) -> usize {
+    out.clear();
+    match (source, target) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            out.resize(V4_HEADER + length, 0);
+            out[0] = 0x45;
+            put_u16(out, 2, (V4_HEADER + length) as u16);
+            put_u16(out, 6, 0x4000);
+            out[8] = HOP_LIMIT;
+            out[9] = protocol;
+            out[12..16].copy_from_slice(&source.octets());
+            out[16..20].copy_from_slice(&target.octets());
+            let sum = checksum(&[&out[..V4_HEADER]]);
+            put_u16(out, 10, sum);
+            V4_HEADER
+        }
+        (source, target) => {
+            out.resize(V6_HEADER + length, 0);
+            out[0] = 0x60;
+            put_u16(out, 4, length as u16);
+            out[6] = protocol;
+            out[7] = HOP_LIMIT;
+            out[8..24].copy_from_slice(&v6_octets(source));
+            out[24..40].copy_from_slice(&v6_octets(target));
+            V6_HEADER
+        }
+    }
+}
+
+const ICMP_HEADER: usize = 8;
+const HOP_LIMIT: u8 = 64;
+/// The longest ICMP error (RFC 1812, 4.3.2.3).
+const V4_ERROR: usize = 576;
+/// The longest ICMPv6 error (RFC 4443, 2.4).
+const V6_ERROR: usize = 1280;

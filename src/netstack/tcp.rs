@@ -1,0 +1,425 @@
+//! Pure: one accepted TCP connection on a smoltcp socket of its own.
+//!
+//! States as the stack sees them: opening (SYN-ACK not yet acknowledged), open, half-closed either way, and
+//! *over*: both directions are finished on the wire and no packet belongs to the connection any more, though
+//! bytes may still wait to be read. TIME-WAIT counts as over: a repeated FIN then gets a reset.
+
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::wire::HardwareAddress;
+
+use super::counters::DropReason;
+use super::device::{Buffer, Device, Traits};
+use super::packet::{self, Packet, Segment, Syn, Told};
+use super::reply;
+
+/// What every connection needs to move packets.
+pub(super) struct Io {
+    pub(super) traits: Traits,
+    /// What smoltcp answered to the packet handed in last.
+    pub(super) reply: Buffer,
+    /// Calls into smoltcp so far.
+    pub(super) polls: u64,
+    interface: Interface,
+    epoch: Instant,
+}
+
+impl Io {
+    pub(super) fn new(traits: Traits, seed: u64, now: Instant) -> Self {
+        let mut reply = Buffer::default();
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut device = Device { traits, rx: None, tx: &mut reply };
+        let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);
+        interface.set_any_ip(true);
+        Self { traits, reply, polls: 0, interface, epoch: now }
+    }
+
+    fn time(&self, now: Instant) -> smoltcp::time::Instant {
+        let micros = now.saturating_duration_since(self.epoch).as_micros();
+        smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    fn ingress(&mut self, sockets: &mut SocketSet<'static>, packet: &[u8], now: Instant) {
+        self.polls += 1;
+        self.reply.clear();
+        let time = self.time(now);
+        let mut device = Device { traits: self.traits, rx: Some(packet), tx: &mut self.reply };
+        self.interface.poll_ingress_single(time, &mut device, sockets);
+    }
+
+    fn egress(&mut self, sockets: &mut SocketSet<'static>, out: &mut Buffer, now: Instant) {
+        self.polls += 1;
+        out.clear();
+        let time = self.time(now);
+        let mut device = Device { traits: self.traits, rx: None, tx: out };
+        self.interface.poll_egress(time, &mut device, sockets);
+    }
+
+    fn deadline(&mut self, sockets: &SocketSet<'static>, now: Instant) -> Option<Instant> {
+        self.polls += 1;
+        let time = self.time(now);
+        let at = self.interface.poll_at(time, sockets)?;
+        let after_epoch = u64::try_from(at.total_micros()).unwrap_or(0);
+        Some(self.epoch + Duration::from_micros(after_epoch))
+    }
+}
+
+/// What became of the connection by a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Open,
+    Over,
+    /// The application reset it.
+    Reset,
+    /// The packet says something impossible and was not looked at.
+    Refused(DropReason),
+}
+
+/// What the owner has not been told yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    pub(super) readable: bool,
+    pub(super) room: bool,
+    pub(super) finished: bool,
+    pub(super) closed: bool,
+}
+
+pub(super) struct Connection {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    over: bool,
+    /// The application's FIN has arrived with all bytes before it: the sequence number behind it.
+    app_end: Option<u32>,
+    finish_wanted: bool,
+    readable_told: bool,
+    finished_told: bool,
+    /// What `room` was when it was last asked for or told.
+    room_told: usize,
+    has_window_scale: bool,
+    /// The sequence and acknowledgement numbers we sent last.
+    sent_seq: u32,
+    acked: u32,
+    /// Since when the application owes us an answer.
+    unanswered_since: Option<Instant>,
+    bytes_read: usize,
+    bytes_written: usize,
+    /// What was written before the application had acknowledged our SYN-ACK; smoltcp takes nothing then.
+    early: Vec<u8>,
+}
+
+impl Connection {
+    pub(super) fn new(receive_ring: usize, send_ring: usize) -> Self {
+        let receive = SocketBuffer::new(vec![0; receive_capacity(receive_ring)]);
+        let send = SocketBuffer::new(vec![0; send_ring]);
+        let mut socket = Socket::new(receive, send);
+        socket.set_ack_delay(None);
+        socket.set_nagle_enabled(false);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self::with(sockets, handle)
+    }
+
+    /// Makes the connection new again, with the same rings.
+    pub(super) fn recycle(mut self) -> Self {
+        // The next `listen` wants a closed socket; whatever this one still had to say is said.
+        self.socket_mut().abort();
+        Self::with(self.sockets, self.handle)
+    }
+
+    fn with(sockets: SocketSet<'static>, handle: SocketHandle) -> Self {
+        Self {
+            sockets,
+            handle,
+            over: false,
+            app_end: None,
+            finish_wanted: false,
+            readable_told: false,
+            finished_told: false,
+            room_told: 0,
+            has_window_scale: false,
+            sent_seq: 0,
+            acked: 0,
+            unanswered_since: None,
+            bytes_read: 0,
+            bytes_written: 0,
+            early: Vec::new(),
+        }
+    }
+
+    /// Answers a SYN; false if smoltcp does not want it.
+    pub(super) fn open(&mut self, io: &mut Io, syn: &Syn, port: u16, now: Instant) -> bool {
+        self.has_window_scale = syn.has_window_scale;
+        self.acked = syn.seq.wrapping_add(1);
+        if self.socket_mut().listen(port).is_err() {
+            return false;
+        }
+        io.ingress(&mut self.sockets, syn.bytes(), now);
+        self.state() == State::SynReceived
+    }
+
+    /// Hands in a packet of this connection; smoltcp's answer, if any, is then in `io.reply`.
+    pub(super) fn receive(
+        &mut self,
+        io: &mut Io,
+        packet: &Packet<'_>,
+        segment: &Segment,
+        now: Instant,
+    ) -> Fate {
+        // smoltcp would take data behind a FIN.
+        if self.app_end.is_some_and(|end| segment.end().wrapping_sub(end) as i32 > 0) {
+            return Fate::Refused(DropReason::AfterFin);
+        }
+        let before = self.state();
+        io.ingress(&mut self.sockets, packet.bytes, now);
+        self.unanswered_since = None;
+        let summed = io.traits.emit_checksums;
+        self.amend(&mut io.reply, summed);
+        if self.app_end.is_none() && has_app_finished(self.state()) {
+            self.app_end = Some(segment.end().wrapping_add(1));
+        }
+        match self.state() {
+            State::Closed if before == State::LastAck && !segment.has(packet::RST) => self.end(),
+            // smoltcp listens again after a reset of a connection it was opening.
+            State::Closed | State::Listen => Fate::Reset,
+            State::TimeWait => {
+                if io.reply.is_empty() {
+                    let mut reply = std::mem::take(&mut io.reply);
+                    io.egress(&mut self.sockets, &mut reply, now);
+                    io.reply = reply;
+                }
+                self.end()
+            }
+            State::SynSent
+            | State::SynReceived
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck => Fate::Open,
+        }
+    }
+
+    /// Writes the next packet to `out`, or leaves it empty.
+    pub(super) fn send(&mut self, io: &mut Io, out: &mut Buffer, now: Instant) {
+        out.clear();
+        if self.over {
+            return;
+        }
+        io.egress(&mut self.sockets, out, now);
+        self.amend(out, io.traits.emit_checksums);
+        if self.awaits_answer() {
+            self.unanswered_since.get_or_insert(now);
+        }
+    }
+
+    /// When the connection wants to send again by itself.
+    pub(super) fn deadline(&self, io: &mut Io, now: Instant) -> Option<Instant> {
+        if self.over { None } else { io.deadline(&self.sockets, now) }
+    }
+
+    /// Ends the connection at once; the reset is then in `io.reply`.
+    pub(super) fn abort(&mut self, io: &mut Io, now: Instant) {
+        let mut reply = std::mem::take(&mut io.reply);
+        reply.clear();
+        if !self.over {
+            self.socket_mut().abort();
+            io.egress(&mut self.sockets, &mut reply, now);
+        }
+        io.reply = reply;
+        self.over = true;
+    }
+
+    /// What there is to tell since the last call.
+    pub(super) fn news(&mut self) -> News {
+        let state = self.state();
+        self.send_early();
+        // smoltcp overlooks window updates once both sides have finished.
+        let drained = state == State::CloseWait && self.socket().send_queue() == 0;
+        if self.finish_wanted && (drained || state == State::Established) {
+            self.socket_mut().close();
+        }
+        let waiting = self.socket().recv_queue() > 0;
+        let readable = waiting && !self.readable_told;
+        self.readable_told |= readable;
+        let finished = self.app_end.is_some() && !waiting && !self.finished_told;
+        self.finished_told |= finished;
+        let room = self.room();
+        let grown = room > self.room_told;
+        self.room_told = room;
+        News { readable, room: grown, finished, closed: self.over && self.finished_told }
+    }
+
+    pub(super) fn read(&mut self, buf: &mut [u8]) -> usize {
+        let count = self.socket_mut().recv_slice(buf).unwrap_or(0);
+        self.bytes_read = self.bytes_read.saturating_add(count);
+        if count == 0 {
+            self.readable_told = false;
+        }
+        count
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> usize {
+        if self.finish_wanted {
+            return 0;
+        }
+        let count = if self.state() == State::SynReceived {
+            let count = bytes.len().min(self.room());
+            self.early.extend_from_slice(&bytes[..count]);
+            count
+        } else {
+            self.socket_mut().send_slice(bytes).unwrap_or(0)
+        };
+        self.bytes_written = self.bytes_written.saturating_add(count);
+        self.room_told = self.room();
+        count
+    }
+
+    fn send_early(&mut self) {
+        if self.early.is_empty() || !self.socket().may_send() {
+            return;
+        }
+        let early = std::mem::take(&mut self.early);
+        let sent = self.socket_mut().send_slice(&early);
+        debug_assert_eq!(sent, Ok(early.len()), "an empty ring takes what `room` allowed");
+    }
+
+    pub(super) fn room(&self) -> usize {
+        let socket = self.socket();
+        if self.finish_wanted || !(socket.may_send() || socket.state() == State::SynReceived) {
+            return 0;
+        }
+        socket.send_capacity() - socket.send_queue() - self.early.len()
+    }
+
+    /// A FIN follows the bytes written so far.
+    pub(super) fn finish(&mut self) {
+        self.finish_wanted = true;
+    }
+
+    /// Whether a SYN of this sequence number shows that the application has long forgotten the connection:
+    /// both sides have finished, and the number is one that cannot belong to it.
+    pub(super) fn is_replaced_by(&self, seq: u32) -> bool {
+        let closing = matches!(self.state(), State::LastAck | State::Closing);
+        closing && seq.wrapping_sub(self.acked) as i32 > 0
+    }
+
+    /// The sequence and acknowledgement numbers to challenge a SYN with; smoltcp ignores it.
+    pub(super) fn challenge(&self) -> (u32, u32) {
+        (self.sent_seq, self.acked)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Calls the wire finished; false if bytes for the application are lost by that.
+    pub(super) fn end_now(&mut self) -> bool {
+        self.over = true;
+        self.app_end.is_some() && self.socket().send_queue() == 0 && self.early.is_empty()
+    }
+
+    /// Whether the application's kernel has been silent for so long that it must be gone.
+    pub(super) fn is_abandoned(&self, now: Instant) -> bool {
+        let handshake = matches!(self.state(), State::SynReceived | State::Closing | State::LastAck);
+        let limit = if handshake && self.socket().send_queue() == 0 { SILENT_HANDSHAKE } else { SILENT_DATA };
+        let silent = |since: Instant| now.saturating_duration_since(since) >= limit;
+        self.awaits_answer() && self.unanswered_since.is_some_and(silent)
+    }
+
+    /// Whether its rings have so few touched pages that keeping them for another flow is cheap.
+    pub(super) fn is_cheap_to_keep(&self) -> bool {
+        self.bytes_read <= CHEAP && self.bytes_written <= CHEAP
+    }
+
+    fn end(&mut self) -> Fate {
+        self.over = true;
+        Fate::Over
+    }
+
+    fn awaits_answer(&self) -> bool {
+        let control =
+            matches!(self.state(), State::SynReceived | State::FinWait1 | State::Closing | State::LastAck);
+        !self.over && (control || self.socket().send_queue() > 0)
+    }
+
+    /// Remembers what a packet of smoltcp tells, and offers one unit of the window less.
+    ///
+    /// smoltcp rounds its window down to the unit, so that the window's end moves back by up to a unit when
+    /// data of an odd length arrives. It then ignores what an honest kernel has sent up to the former end:
+    /// it cuts the data but takes a FIN behind it, and drops acknowledgements from beyond. One unit less
+    /// than smoltcp accepts is never taken back from what smoltcp accepts.
+    fn amend(&mut self, packet: &mut Buffer, summed: bool) {
+        let Some(told) = Told::read(packet.bytes()) else {
+            return;
+        };
+        if told.flags & (packet::ACK | packet::RST) != packet::ACK {
+            return;
+        }
+        self.sent_seq = told.seq;
+        self.acked = told.ack;
+        let scaled = self.has_window_scale && window_shift(self.socket().recv_capacity()) > 0;
+        if scaled && told.flags & packet::SYN == 0 && told.window > 0 {
+            reply::set_window(packet.bytes_mut(), told.window - 1, summed);
+        }
+    }
+
+    fn state(&self) -> State {
+        self.socket().state()
+    }
+
+    fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+}
+
+fn has_app_finished(state: State) -> bool {
+    matches!(state, State::CloseWait | State::Closing | State::LastAck | State::TimeWait)
+}
+
+/// The window scale smoltcp derives from a ring: the bits beyond 16.
+fn window_shift(capacity: usize) -> u32 {
+    (usize::BITS - capacity.leading_zeros()).saturating_sub(16)
+}
+
+/// The largest ring within `wanted` that a full scaled window does not exceed.
+///
+/// smoltcp takes the unscaled window of its SYN-ACK for a scaled one. With any other size it would then
+/// accept more data than the ring holds, and panic.
+fn receive_capacity(wanted: usize) -> usize {
+    let most = usize::from(u16::MAX);
+    if wanted <= most {
+        return wanted.max(MIN_RING);
+    }
+    most << (wanted / most).ilog2().min(14)
+}
+
+const MIN_RING: usize = 4096;
+/// How long a kernel may take to answer a SYN-ACK or the last FIN.
+const SILENT_HANDSHAKE: Duration = Duration::from_secs(60);
+/// How long a kernel may leave data or a window probe unanswered.
+const SILENT_DATA: Duration = Duration::from_secs(600);
+/// Bytes each way.
+const CHEAP: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_scaled_window_is_exactly_the_ring() {
+        for wanted in [4096, 65_535, 65_536, 100_000, 131_070, 262_144, 524_288, 1 << 20, 3 << 20, 1 << 30] {
+            let capacity = receive_capacity(wanted);
+            assert!(capacity <= wanted);
+            assert!(capacity * 2 > wanted || wanted <= 65_536, "{wanted} shrank to {capacity}");
+            assert!(65_535 << window_shift(capacity) == capacity || capacity <= 65_535);
+        }
+    }
+}
