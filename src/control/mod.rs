@@ -1,6 +1,9 @@
 //! Pure: requests and answers on a session's control socket, one JSON object per line.
+//!
+//! [`server`] is the session's end, [`client`] that of `status`, `flows` and `down`.
 
-use std::net::SocketAddr;
+pub mod client;
+pub mod server;
 
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +99,7 @@ pub struct Lane {
 pub struct Flow {
     pub id: u64,
     pub protocol: String,
-    pub source: SocketAddr,
+    pub source: String,
     pub target: String,
     /// opening, open, closing, closed, refused, reset.
     pub state: String,
@@ -106,4 +109,70 @@ pub struct Flow {
     /// How long the agent's dial took.
     pub dial_ms: Option<f64>,
     pub error: Option<String>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_look_as_documented() {
+        for (request, text) in [
+            (Request::Status, r#"{"op":"status"}"#),
+            (Request::Flows, r#"{"op":"flows"}"#),
+            (Request::Down, r#"{"op":"down"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_status_survives_the_socket() {
+        let text = serde_json::to_string(&Answer::Status(Box::new(status("prod")))).unwrap();
+
+        let Answer::Status(back) = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
+
+        assert!(text.starts_with(r#"{"answer":"status","schema":1,"name":"prod""#), "{text}");
+        assert_eq!(serde_json::to_value(back).unwrap(), serde_json::to_value(status("prod")).unwrap());
+    }
+
+    pub(crate) fn status(name: &str) -> Status {
+        Status {
+            schema: SCHEMA,
+            name: name.to_owned(),
+            pid: 4242,
+            version: "0.1.0".to_owned(),
+            agent_version: Some("0.1.0".to_owned()),
+            state: State::Up,
+            via: "i-0123456789abcdef0".to_owned(),
+            region: Some("eu-west-1".to_owned()),
+            device: "ssmp0".to_owned(),
+            local_ip: vec!["169.254.77.1/30".to_owned()],
+            mtu: 65535,
+            cidr: vec!["10.0.0.0/8".to_owned()],
+            exclude: Vec::new(),
+            started_at: 1_700_000_000,
+            uptime_seconds: 9240,
+            bytes_tx: 1_288_490_188,
+            bytes_rx: 891_289_600,
+            packets_tx: 1,
+            packets_rx: 2,
+            flows_open: 3,
+            flows_total: 40,
+            flows_refused: 5,
+            lanes: vec![Lane {
+                id: "1".to_owned(),
+                kind: "ssm".to_owned(),
+                session_id: Some("dev-0a1b2c".to_owned()),
+                age_seconds: 60,
+                rtt_ms: Some(31.25),
+                in_flight: 16384,
+                bytes_tx: 1000,
+                bytes_rx: 2000,
+            }],
+            resumes: 1,
+            counters: std::collections::BTreeMap::new(),
+            last_error: None,
+        }
+    }
 }
