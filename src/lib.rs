@@ -10,8 +10,8 @@
 //! - [`tunnel`]: lanes to the agent: connect, supervise, replace.
 //! - [`ssm`]: the SSM data channel of one lane.
 //!
-//! Around them: [`cli`], [`config`], [`session`] (one running `up`), [`control`] (the socket that
-//! `status`, `flows` and `down` talk to).
+//! Around them: [`cli`], [`config`], [`error`] (what a user is told), [`session`] (one running `up`),
+//! [`control`] (the socket that `status`, `flows` and `down` talk to).
 //!
 //! Invariants: pure files do no IO, read no clock, know no system · `cfg(target_os)` only in `os` ·
 //! an undo record exists before a system change · every queue is bounded · only `cli::print` prints ·
@@ -22,6 +22,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod engine;
+pub mod error;
 pub mod flows;
 pub mod netstack;
 pub mod os;

@@ -1,1 +1,290 @@
-//! To come.
+//! One running `up`: makes the stations in order, keeps them running, and takes them down in reverse.
+//!
+//! The order is leftovers of dead sessions, the claim on name and ranges, the control socket, AWS, the device,
+//! the first lane, and only then the routes: whatever fails before those has changed nothing.
+
+mod explain;
+pub mod known;
+pub mod registry;
+mod routing;
+mod signals;
+mod status;
+mod way;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use ipnet::IpNet;
+use tokio::sync::mpsc;
+
+use crate::capture::tun::Capture;
+use crate::config::Plan;
+use crate::control::server::{Ask, Handle, Owner, Server};
+use crate::engine::{self, First};
+use crate::error::{Exit, UserError};
+use crate::netstack::{self, Stack};
+use crate::os::identity::{self, Caller, Process};
+use crate::os::tun::{AsyncTun, Tun, TunConfig};
+use crate::os::undo::Journal;
+use crate::tunnel::health::{Happening, HealthView};
+use crate::tunnel::lanes::Lanes;
+
+use known::Known;
+use registry::Claim;
+use routing::Routing;
+use signals::{Signals, Stop};
+use status::Teller;
+use way::Way;
+
+/// What a session tells whoever runs it, as it happens.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Something is done, in the past tense.
+    Step(String),
+    /// More about the step before.
+    Detail(String),
+    /// Odd, but it goes on.
+    Warn(String),
+    /// The session carries traffic now.
+    Ready(Ready),
+}
+
+/// What a user wants to know when a session is up.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// The instance with what is known of it, or `tcp://host:port`.
+    pub via: String,
+    pub device: String,
+    /// Networks inside the captured ranges that stay local, and whose they are (`docker0`, `--exclude`).
+    pub stays_local: Vec<(IpNet, String)>,
+}
+
+/// The TUN device as the rest of the session names it.
+#[derive(Clone, Debug)]
+struct Device {
+    name: String,
+    index: u32,
+    mtu: u32,
+}
+
+/// Runs a session until it is asked to end, and undoes everything.
+pub async fn run(plan: Plan, tell: &dyn Fn(Progress)) -> anyhow::Result<Exit> {
+    let signals = Signals::new()?;
+    let caller = Caller::detect();
+    let owner = Owner { uid: caller.uid, gid: caller.gid };
+    let run_dir = identity::run_dir().context("the run directory cannot be used")?;
+    undo_leftovers(&run_dir, tell)?;
+    let claim = registry::claim(&run_dir, &plan, owner, status::unix_seconds())?;
+    let (handle, asks) = Handle::new();
+    let server = Server::start(&claim.socket(), owner, handle)?;
+    let (health, happenings) = HealthView::new();
+    let teller = Arc::new(Teller::new(&plan, &claim.meta().local, health.clone()));
+    let known = Known::at(known_agents(&caller));
+    let door = Door { signals, asks, teller };
+    let mut session = Session { plan, known, run_dir, claim, health, happenings, door, tell };
+    let outcome = session.live().await;
+    // The end of its connection tells `down` that everything is undone.
+    drop(session.claim);
+    drop(server);
+    outcome
+}
+
+/// Where the wish to end a session, and questions about it, come in.
+struct Door {
+    signals: Signals,
+    asks: mpsc::Receiver<Ask>,
+    teller: Arc<Teller>,
+}
+
+impl Door {
+    /// Answers questions until somebody wants the session to end.
+    async fn until_stop(&mut self) -> Stop {
+        let Self { signals, asks, teller } = self;
+        tokio::select! {
+            stop = signals.next() => stop,
+            () = answer(asks, teller) => Stop::Down,
+        }
+    }
+
+    /// What `work` gives, unless somebody wants the session to end before.
+    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        tokio::select! {
+            done = work => Ok(done),
+            stop = self.until_stop() => Err(stop),
+        }
+    }
+}
+
+struct Session<'a> {
+    plan: Plan,
+    known: Known,
+    run_dir: PathBuf,
+    claim: Claim,
+    health: HealthView,
+    happenings: mpsc::Receiver<Happening>,
+    door: Door,
+    tell: &'a dyn Fn(Progress),
+}
+
+impl Session<'_> {
+    async fn live(&mut self) -> anyhow::Result<Exit> {
+        let making = way::make(&self.plan, self.tell);
+        let way = self.door.unless(making).await.map_err(stopped)??;
+        self.door.teller.set_region(way.path.region());
+        let local = self.claim.meta().local.clone();
+        let config = TunConfig { name: None, mtu: self.plan.mtu.unwrap_or(0), addresses: local };
+        let tun = Tun::open(&config).map_err(|error| explain::tun(&error))?;
+        let device = Device { name: tun.name().to_owned(), index: tun.index(), mtu: tun.mtu() };
+        self.claim.set_device(&device.name)?;
+        let lanes = Lanes {
+            path: way.path.clone(),
+            health: self.health.clone(),
+            timeout: self.plan.timeout,
+            ping_interval: self.plan.ping_interval.unwrap_or(engine::PING_INTERVAL),
+            pinned: self
+                .known
+                .find(&way.place)
+                .with_context(|| format!("cannot read {}", self.known.path().display()))?,
+            ticket: None,
+            sessions: Vec::new(),
+        };
+        let mut data = engine::spawn(move || capture(tun), lanes)?;
+        self.door.teller.set_data(&device, data.asks.clone());
+        let outcome = self.serve(&mut data, &way, &device).await;
+        self.door.teller.ending();
+        data.stop().await;
+        outcome
+    }
+
+    /// From the first lane to the end of the routes.
+    async fn serve(&mut self, data: &mut engine::Handle, way: &Way, device: &Device) -> anyhow::Result<Exit> {
+        let hosts = routing::look_up_hosts(&self.plan, &way.path);
+        match self.door.unless(&mut data.first).await.map_err(stopped)? {
+            Ok(Ok(first)) => self.greeted(&first, way),
+            Ok(Err(error)) => return Err(explain::lane(&error, &self.plan, &self.known, way).into()),
+            Err(_) => return Err(anyhow!(why_ended(data).await)),
+        }
+        let hosts = self.door.unless(hosts).await.map_err(stopped)?.unwrap_or_default();
+        let mut routing = Routing::new(&self.run_dir, &self.plan, device, way, hosts)?;
+        let outcome = match routing.begin(self.tell) {
+            Ok(ready) => {
+                (self.tell)(Progress::Ready(ready));
+                self.carry(data, way, &mut routing).await
+            }
+            Err(error) => Err(error),
+        };
+        self.door.teller.ending();
+        routing.end(self.tell);
+        outcome
+    }
+
+    /// While the session carries traffic.
+    async fn carry(
+        &mut self,
+        data: &mut engine::Handle,
+        way: &Way,
+        routing: &mut Routing,
+    ) -> anyhow::Result<Exit> {
+        loop {
+            tokio::select! {
+                stop = self.door.until_stop() => return Ok(ended_by(stop)),
+                reason = &mut data.ended => {
+                    return Err(anyhow!(reason.unwrap_or_else(|_| NO_REASON.to_owned())));
+                }
+                Some(happening) = self.happenings.recv() => {
+                    (self.tell)(explain::happening(&happening, &self.plan, &self.known, way));
+                }
+                network_changed = routing.watch(self.tell) => if network_changed {
+                    self.health.nudge();
+                }
+            }
+        }
+    }
+
+    fn greeted(&self, first: &First, way: &Way) {
+        let tell = self.tell;
+        tell(Progress::Step(format!("reached ssm-proxy-agent {} through {}", first.agent_version, way.name)));
+        match self.known.remember(&way.place, &first.agent_key) {
+            Ok(true) => {
+                tell(Progress::Detail(format!("its key is new here and now pinned: {}", first.agent_key)));
+            }
+            Ok(false) => {}
+            Err(error) => tell(Progress::Warn(format!(
+                "the agent's key could not be remembered in {}: {error}",
+                self.known.path().display()
+            ))),
+        }
+    }
+}
+
+/// Answers the control socket until somebody asks the session to end.
+async fn answer(asks: &mut mpsc::Receiver<Ask>, teller: &Arc<Teller>) {
+    while let Some(ask) = asks.recv().await {
+        let teller = Arc::clone(teller);
+        // In tasks of their own: whoever waits for this may be called off in the middle of an answer. That a
+        // reply finds nobody is no matter, who asked has gone.
+        match ask {
+            Ask::Status(reply) => {
+                tokio::spawn(async move { drop(reply.send(teller.status().await)) });
+            }
+            Ask::Flows(reply) => {
+                tokio::spawn(async move { drop(reply.send(teller.flows().await)) });
+            }
+            Ask::Down => return,
+        }
+    }
+}
+
+async fn why_ended(data: &mut engine::Handle) -> String {
+    (&mut data.ended).await.unwrap_or_else(|_| NO_REASON.to_owned())
+}
+
+const NO_REASON: &str = "the data thread ended without a reason";
+
+fn undo_leftovers(run_dir: &Path, tell: &dyn Fn(Progress)) -> anyhow::Result<()> {
+    for leftover in Journal::leftovers(run_dir, &Process::is_alive)? {
+        for failure in &leftover.failures {
+            let what = &failure.change;
+            tell(Progress::Warn(format!(
+                "could not undo a dead session's change ({what}): {}",
+                failure.error
+            )));
+        }
+        let session = leftover.path.file_stem().unwrap_or_default().to_string_lossy();
+        tell(Progress::Step(format!(
+            "undid {} changes that session {session} had left when it died",
+            leftover.undone
+        )));
+    }
+    Ok(())
+}
+
+fn capture(tun: Tun) -> io::Result<Capture<AsyncTun>> {
+    let mtu = tun.mtu() as usize;
+    let config =
+        netstack::Config { mtu, seed: engine::random_u64(), verify_checksums: false, ..Default::default() };
+    Ok(Capture::new(tun.into_async()?, Stack::new(config, engine::now()), mtu))
+}
+
+fn known_agents(caller: &Caller) -> PathBuf {
+    caller.home.join(".local/state/ssm-proxy/known-agents")
+}
+
+/// The end of a session that was not up yet.
+fn stopped(stop: Stop) -> anyhow::Error {
+    let what = match stop {
+        Stop::Interrupt | Stop::Terminate => "interrupted before the session was up; nothing was changed",
+        Stop::Down => "ended by `down` before the session was up; nothing was changed",
+    };
+    UserError::new(Exit::Interrupted, what).into()
+}
+
+/// Ctrl-C is how a session in the foreground ends; scripts see it by the exit code all the same.
+fn ended_by(stop: Stop) -> Exit {
+    match stop {
+        Stop::Interrupt => Exit::Interrupted,
+        Stop::Terminate | Stop::Down => Exit::Ok,
+    }
+}

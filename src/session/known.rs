@@ -1,0 +1,116 @@
+//! The agents' keys as first seen: one line per agent, `<instance or tcp address> <key in hex>`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use agent::wire::hello::PublicKey;
+
+use crate::os::identity;
+
+/// The file of known agents, in the home of whoever typed the command and read and written as they may.
+pub struct Known {
+    path: PathBuf,
+}
+
+impl Known {
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The key seen before at `place`.
+    pub fn find(&self, place: &str) -> io::Result<Option<PublicKey>> {
+        let text = identity::as_caller(|| self.read())?;
+        Ok(lines(&text).find(|(known, _)| *known == place).map(|(_, key)| key))
+    }
+
+    /// Remembers the key of `place` if none is known yet; true when it was new.
+    pub fn remember(&self, place: &str, key: &PublicKey) -> io::Result<bool> {
+        identity::as_caller(|| self.add(place, key))
+    }
+
+    fn add(&self, place: &str, key: &PublicKey) -> io::Result<bool> {
+        let text = self.read()?;
+        if lines(&text).any(|(known, _)| known == place) {
+            return Ok(false);
+        }
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let fresh = self.path.with_extension("new");
+        fs::write(&fresh, format!("{text}{place} {}\n", hex(&key.0)))?;
+        fs::rename(&fresh, &self.path)?;
+        Ok(true)
+    }
+
+    fn read(&self) -> io::Result<String> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) if text.is_empty() || text.ends_with('\n') => Ok(text),
+            Ok(text) => Ok(text + "\n"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn lines(text: &str) -> impl Iterator<Item = (&str, PublicKey)> {
+    text.lines().filter_map(|line| {
+        let (place, key) = line.trim().rsplit_once(' ')?;
+        Some((place, PublicKey(unhex(key)?)))
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> Known {
+        let directory = std::env::temp_dir().join(format!("ssm-proxy-known-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        Known::at(directory.join("known-agents"))
+    }
+
+    #[test]
+    fn a_key_is_remembered_once_and_found_again() {
+        let known = scratch("once");
+        assert_eq!(known.find("i-0abc").unwrap(), None);
+        assert!(known.remember("i-0abc", &PublicKey([7; 32])).unwrap());
+        assert!(known.remember("tcp://h:1", &PublicKey([8; 32])).unwrap());
+        assert!(!known.remember("i-0abc", &PublicKey([9; 32])).unwrap());
+        assert_eq!(known.find("i-0abc").unwrap(), Some(PublicKey([7; 32])));
+        assert_eq!(known.find("tcp://h:1").unwrap(), Some(PublicKey([8; 32])));
+        fs::remove_dir_all(known.path().parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_passed_over_and_kept() {
+        let known = scratch("broken");
+        fs::create_dir_all(known.path().parent().unwrap()).unwrap();
+        fs::write(known.path(), "# a comment\ni-1 nothex\nhalf a line").unwrap();
+        known.remember("i-1", &PublicKey([1; 32])).unwrap();
+        assert_eq!(known.find("i-1").unwrap(), Some(PublicKey([1; 32])));
+        assert!(
+            fs::read_to_string(known.path()).unwrap().starts_with("# a comment\ni-1 nothex\nhalf a line\n")
+        );
+        fs::remove_dir_all(known.path().parent().unwrap()).unwrap();
+    }
+}

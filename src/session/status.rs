@@ -1,0 +1,146 @@
+//! What a session tells of itself on its control socket.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agent::engine::Report;
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Device;
+use crate::config::Plan;
+use crate::control::{Flow, Lane, SCHEMA, State, Status};
+use crate::engine::{self, Ask};
+use crate::flows;
+use crate::tunnel::health::{Health, HealthView};
+
+/// Puts together what the data thread counts, what the tunnel knows, and what was asked for.
+pub(super) struct Teller {
+    fixed: Mutex<Status>,
+    started: Instant,
+    health: HealthView,
+    /// Empty until there is a data thread.
+    asks: OnceLock<mpsc::Sender<Ask>>,
+}
+
+impl Teller {
+    pub(super) fn new(plan: &Plan, local: &[IpNet], health: HealthView) -> Self {
+        let fixed = Status {
+            schema: SCHEMA,
+            name: plan.name.to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_version: None,
+            state: State::Connecting,
+            via: plan.via.to_string(),
+            region: None,
+            device: String::new(),
+            local_ip: local.iter().map(ToString::to_string).collect(),
+            mtu: 0,
+            cidr: plan.cidrs.iter().map(ToString::to_string).collect(),
+            exclude: plan.excludes.iter().map(ToString::to_string).collect(),
+            started_at: unix_seconds(),
+            uptime_seconds: 0,
+            bytes_tx: 0,
+            bytes_rx: 0,
+            packets_tx: 0,
+            packets_rx: 0,
+            flows_open: 0,
+            flows_total: 0,
+            flows_refused: 0,
+            lanes: Vec::new(),
+            resumes: 0,
+            counters: BTreeMap::new(),
+            last_error: None,
+        };
+        Self { fixed: Mutex::new(fixed), started: engine::now(), health, asks: OnceLock::new() }
+    }
+
+    pub(super) fn set_region(&self, region: Option<String>) {
+        self.fixed().region = region;
+    }
+
+    pub(super) fn set_data(&self, device: &Device, asks: mpsc::Sender<Ask>) {
+        let mut fixed = self.fixed();
+        fixed.device.clone_from(&device.name);
+        fixed.mtu = device.mtu;
+        // There is one data thread in a session's life.
+        let _ = self.asks.set(asks);
+    }
+
+    fn fixed(&self) -> MutexGuard<'_, Status> {
+        self.fixed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn status(&self) -> Status {
+        let report = self.report().await.unwrap_or_default();
+        let health = self.health.read();
+        let counters: BTreeMap<String, u64> =
+            report.counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        Status {
+            agent_version: health.agent_version.clone(),
+            state: health.state,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            bytes_tx: report.bytes_sent,
+            bytes_rx: report.bytes_received,
+            packets_tx: counters.get("packets_in").copied().unwrap_or_default(),
+            packets_rx: counters.get("packets_out").copied().unwrap_or_default(),
+            flows_open: report.flows_open,
+            flows_total: report.flows_total,
+            flows_refused: report.flows_refused,
+            lanes: lanes(&report, &health),
+            resumes: health.resumes,
+            counters,
+            last_error: health.last_error.clone(),
+            ..self.fixed().clone()
+        }
+    }
+
+    /// From now on the session tells that it ends.
+    pub(super) fn ending(&self) {
+        self.health.update(|health| health.state = State::Ending);
+    }
+
+    pub(super) async fn flows(&self) -> Vec<Flow> {
+        let report = self.report().await.unwrap_or_default();
+        report.flows.iter().map(flows::row).collect()
+    }
+
+    async fn report(&self) -> Option<Report> {
+        let (sender, reply) = oneshot::channel();
+        let asked = async {
+            self.asks.get()?.send(Ask::Report(sender)).await.ok()?;
+            reply.await.ok()
+        };
+        tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
+    }
+}
+
+fn lanes(report: &Report, health: &Health) -> Vec<Lane> {
+    report
+        .lanes
+        .iter()
+        .map(|stats| {
+            let facts = health.lanes.iter().find(|facts| facts.lane == stats.lane);
+            Lane {
+                id: format!("{:08x}", stats.lane.0 >> 32),
+                kind: facts.map_or("", |facts| facts.kind).to_owned(),
+                session_id: facts.and_then(|facts| facts.session_id.clone()),
+                age_seconds: facts.map_or(0, |facts| facts.since.elapsed().as_secs()),
+                rtt_ms: stats.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+                in_flight: stats.in_flight as u64,
+                bytes_tx: stats.sent,
+                bytes_rx: stats.received,
+            }
+        })
+        .collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a driver: when the session began, for people")]
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A data thread that does not answer for this long is reported without its figures.
+const PATIENCE: Duration = Duration::from_secs(2);
