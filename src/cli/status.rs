@@ -1,0 +1,257 @@
+//! `status`: the sessions that run, and how they are.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::print::{self, Printer};
+use crate::config::SessionName;
+use crate::control::client::{self, Fault};
+use crate::control::{self, SCHEMA, State};
+use crate::error::{Exit, UserError};
+
+/// Show the running sessions and how they are
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ssm-proxy status
+  ssm-proxy status --watch
+  ssm-proxy status --json | jq '.sessions[].state'
+
+Ends with 0 when all sessions are up, 3 when none is running, 6 when one is not connected.")]
+pub(super) struct Status {
+    /// One JSON object; with --watch, one per line
+    #[arg(long)]
+    json: bool,
+    /// Show again every 2 s until interrupted
+    #[arg(short, long)]
+    watch: bool,
+    /// Only this session
+    #[arg(long, value_name = "NAME", env = "SSM_PROXY_SESSION_NAME", hide_env = true)]
+    session_name: Option<SessionName>,
+}
+
+pub(super) fn run(args: Status, print: &Printer) -> anyhow::Result<Exit> {
+    let mut before = Traffic::new();
+    loop {
+        let found = look(&args)?;
+        let exit = found.exit();
+        if args.watch && !args.json {
+            print.next_frame()?;
+        }
+        show(&args, &found, &before, print)?;
+        if !args.watch {
+            return found.failure().map_or(
+                Ok(exit),
+                |failure| {
+                    if args.json { Ok(exit) } else { Err(failure.into()) }
+                },
+            );
+        }
+        before = traffic(&found.sessions);
+        thread::sleep(EVERY);
+    }
+}
+
+/// How often `--watch` shows again.
+pub(super) const EVERY: Duration = Duration::from_secs(2);
+
+/// What the sessions said, and which of them could not be asked.
+struct Found {
+    sessions: Vec<control::Status>,
+    silent: Vec<(SessionName, Fault)>,
+    /// Set when the user asked for one session only.
+    only: Option<SessionName>,
+}
+
+impl Found {
+    fn exit(&self) -> Exit {
+        if let Some(failure) = self.failure() {
+            return failure.exit;
+        }
+        match self.sessions.iter().all(|session| session.state == State::Up) {
+            true => Exit::Ok,
+            false => Exit::Degraded,
+        }
+    }
+
+    /// What there is to say when no session answered.
+    fn failure(&self) -> Option<UserError> {
+        if !self.sessions.is_empty() {
+            return None;
+        }
+        let alive = self.silent.iter().find(|(_, fault)| !matches!(fault, Fault::Absent | Fault::Dead));
+        Some(match (alive, &self.only) {
+            (Some((name, fault)), _) => fault.explain(name.as_str()),
+            (None, Some(name)) => UserError::new(Exit::NotRunning, format!("session {name} is not running")),
+            (None, None) => super::none_running(),
+        })
+    }
+}
+
+fn look(args: &Status) -> anyhow::Result<Found> {
+    let (mut sessions, mut silent) = (Vec::new(), Vec::new());
+    for entry in super::chosen(args.session_name.as_ref())? {
+        match client::status(&entry.socket) {
+            Ok(status) => sessions.push(status),
+            Err(fault) => silent.push((entry.name, fault)),
+        }
+    }
+    Ok(Found { sessions, silent, only: args.session_name.clone() })
+}
+
+fn show(args: &Status, found: &Found, before: &Traffic, print: &Printer) -> anyhow::Result<()> {
+    if args.json {
+        return print.json(&Document { schema: SCHEMA, sessions: &found.sessions });
+    }
+    if !found.sessions.is_empty() {
+        print.data(&text(&found.sessions, args.watch.then_some(before)))?;
+    } else if args.watch {
+        print.data("no session is running")?;
+    }
+    for (name, fault) in &found.silent {
+        match fault {
+            // Said by the exit code and the error already.
+            Fault::Absent => {}
+            Fault::Dead
+            | Fault::Denied
+            | Fault::Silent
+            | Fault::Closed
+            | Fault::Garbled(_)
+            | Fault::Refused(_)
+            | Fault::Failed(_) => print.warn(&format!("session {name}: {fault}")),
+        }
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: u32,
+    sessions: &'a [control::Status],
+}
+
+/// Bytes sent and received by session, at the last look.
+type Traffic = HashMap<(String, u32), (u64, u64)>;
+
+fn traffic(sessions: &[control::Status]) -> Traffic {
+    sessions.iter().map(|s| ((s.name.clone(), s.pid), (s.bytes_tx, s.bytes_rx))).collect()
+}
+
+/// Sessions, then their lanes, then what went wrong. With `before`, the speed since then.
+fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
+    let mut headings = vec!["SESSION", "VIA", "STATE", "DEVICE", "CIDR", "UPTIME", "TX/RX", "FLOWS"];
+    headings.extend(before.map(|_| "SPEED TX/RX"));
+    let rows = sessions.iter().map(|session| row(session, before)).collect();
+    let mut parts = vec![print::table(&headings, &[], rows)];
+    let lanes: Vec<_> =
+        sessions.iter().flat_map(|s| s.lanes.iter().map(|lane| lane_row(&s.name, lane))).collect();
+    if !lanes.is_empty() {
+        let headings = ["SESSION", "LANE", "KIND", "RTT", "AGE", "IN FLIGHT", "TX/RX", "SSM SESSION"];
+        parts.push(print::table(&headings, &[], lanes));
+    }
+    let errors: Vec<_> = sessions
+        .iter()
+        .filter_map(|s| Some(format!("{}: last error: {}", s.name, print::clean(s.last_error.as_ref()?))))
+        .collect();
+    if !errors.is_empty() {
+        parts.push(errors.join("\n"));
+    }
+    parts.join("\n\n")
+}
+
+fn row(session: &control::Status, before: Option<&Traffic>) -> Vec<String> {
+    let mut row = vec![
+        session.name.clone(),
+        session.via.clone(),
+        state(session.state).to_owned(),
+        session.device.clone(),
+        session.cidr.join(","),
+        print::duration(session.uptime_seconds),
+        both_ways(session.bytes_tx, session.bytes_rx),
+        session.flows_open.to_string(),
+    ];
+    if let Some(before) = before {
+        let last = before.get(&(session.name.clone(), session.pid));
+        row.push(last.map_or_else(String::new, |(tx, rx)| {
+            let speed = |now: u64, then: u64| print::rate(now.saturating_sub(then), EVERY);
+            format!("{} / {}", speed(session.bytes_tx, *tx), speed(session.bytes_rx, *rx))
+        }));
+    }
+    row
+}
+
+fn lane_row(session: &str, lane: &control::Lane) -> Vec<String> {
+    vec![
+        session.to_owned(),
+        lane.id.clone(),
+        lane.kind.clone(),
+        lane.rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1}ms")),
+        print::duration(lane.age_seconds),
+        print::bytes(lane.in_flight),
+        both_ways(lane.bytes_tx, lane.bytes_rx),
+        lane.session_id.clone().unwrap_or_else(|| "-".to_owned()),
+    ]
+}
+
+fn both_ways(tx: u64, rx: u64) -> String {
+    format!("{} / {}", print::bytes(tx), print::bytes(rx))
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Connecting => "connecting",
+        State::Up => "up",
+        State::Reconnecting => "reconnecting",
+        State::Ending => "ending",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::status;
+
+    #[test]
+    fn a_session_and_its_lane_read_without_colour() {
+        let text = text(&[status("prod")], None);
+
+        assert_eq!(
+            text,
+            "\
+SESSION  VIA                  STATE  DEVICE  CIDR        UPTIME  TX/RX            FLOWS
+prod     i-0123456789abcdef0  up     ssmp0   10.0.0.0/8  2h 34m  1.3GB / 891.3MB  3
+
+SESSION  LANE  KIND  RTT     AGE    IN FLIGHT  TX/RX          SSM SESSION
+prod     1     ssm   31.2ms  1m 0s  16.4kB     1.0kB / 2.0kB  dev-0a1b2c"
+        );
+    }
+
+    #[test]
+    fn watching_shows_the_speed_since_the_last_look() {
+        let mut later = status("prod");
+        let before = traffic(&[later.clone()]);
+        later.bytes_rx += 3_000_000;
+
+        assert!(text(&[later.clone()], Some(&before)).contains("0B/s / 1.5MB/s"));
+        later.pid += 1;
+        assert!(!text(&[later], Some(&before)).contains("B/s"), "another process counts from its own start");
+    }
+
+    #[test]
+    fn exit_codes_follow_the_states() {
+        let found = |states: &[State]| Found {
+            sessions: states.iter().map(|state| control::Status { state: *state, ..status("a") }).collect(),
+            silent: Vec::new(),
+            only: None,
+        };
+
+        assert_eq!(found(&[]).exit(), Exit::NotRunning);
+        assert_eq!(found(&[State::Up, State::Up]).exit(), Exit::Ok);
+        assert_eq!(found(&[State::Up, State::Reconnecting]).exit(), Exit::Degraded);
+        assert_eq!(found(&[State::Connecting]).exit(), Exit::Degraded);
+    }
+}
