@@ -1,4 +1,9 @@
 //! What the tests of more than one part share, and the SSM simulator.
 
+pub mod app;
+pub mod bins;
+pub mod link;
 pub mod netns;
+pub mod servers;
 pub mod ssm;
+pub mod vpc;
