@@ -95,10 +95,7 @@ struct End {
 impl World {
     fn new(kind: LaneKind, record: usize) -> Self {
         let end = |role| End {
-            mux: Mux::new(MuxConfig {
-                max_frame: LaneProfile::of(kind, role).segment,
-                ..MuxConfig::new(role)
-            }),
+            mux: Mux::new(MuxConfig { max_frame: LaneProfile::of(kind, role).frame, ..MuxConfig::new(role) }),
             trunk: Trunk::new(TrunkConfig::new(role, 1)),
             streams: Ends::default(),
         };
@@ -299,8 +296,8 @@ const AGENT: usize = 1;
 const BULK: usize = 256 << 20;
 /// Room of a local end, as the netstack's rings have.
 const ROOM: usize = 1 << 20;
-/// What a lane over TCP takes at once, and what an SSM message holds.
+/// What a lane over TCP takes at once, and one over SSM.
 const TCP_RECORD: usize = 128 << 10;
-const SSM_RECORD: usize = 8 << 10;
+const SSM_RECORD: usize = 4 << 10;
 /// Bytes on the lane each way.
 const PIPE: usize = 1 << 20;

@@ -122,6 +122,29 @@ impl Vpc {
         command
     }
 
+    /// Lays `text` over a file of /etc for the programs on the laptop, for as long as this world exists.
+    pub fn etc(&self, file: &str, text: &str) -> Result<()> {
+        fs::create_dir_all(self.etc_dir())?;
+        Ok(fs::write(self.etc_dir().join(file), text)?)
+    }
+
+    /// Where `ip netns exec` looks for such files.
+    fn etc_dir(&self) -> PathBuf {
+        PathBuf::from("/etc/netns").join(self.laptop.name())
+    }
+
+    /// The files of sessions; none is left when none runs.
+    pub fn run_files(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(self.run_dir()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names: io::Result<Vec<String>> = names.collect();
+        // The lock that guards the directory itself stays.
+        Ok(names?.into_iter().filter(|name| name != ".lock").collect())
+    }
+
     /// Runs `up` until it says that the networks are captured.
     pub fn up(&self, environment: &[(String, String)], arguments: &[&str]) -> Result<Process> {
         let mut command = self.client(environment, &["up"]);
@@ -150,6 +173,13 @@ impl Vpc {
             traces += &self.laptop.ip(command)?;
         }
         Ok(traces)
+    }
+}
+
+impl Drop for Vpc {
+    fn drop(&mut self) {
+        // Most worlds have none.
+        let _ = fs::remove_dir_all(self.etc_dir());
     }
 }
 

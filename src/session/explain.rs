@@ -123,16 +123,9 @@ fn open(error: &OpenError, plan: &Plan) -> UserError {
             .hint("start the agent there: ssm-proxy-agent --listen ADDR:PORT --key-file FILE"),
         OpenError::SlowTcp { .. } => UserError::new(Exit::Unreachable, error.to_string())
             .hint("check that a firewall lets this through; a longer --timeout waits longer"),
-        OpenError::SlowStart { waiting_for, .. } => {
-            let told = UserError::new(Exit::Unreachable, error.to_string());
-            let told = match waiting_for {
-                Some(what) => told.cause(format!("it was still waiting for {what}")),
-                None => told.cause("AWS or the way to it is slow"),
-            };
-            told.hint(
-                "check the network and its DNS; behind a company proxy set HTTPS_PROXY=http://proxy:port",
-            )
-        }
+        OpenError::SlowStart { why, .. } => UserError::new(Exit::Unreachable, error.to_string())
+            .cause(why.as_deref().unwrap_or("AWS or the way to it is slow"))
+            .hint("check the network and its DNS; behind a company proxy set HTTPS_PROXY=http://proxy:port"),
         OpenError::Ssm(ssm) if is_silent(ssm) => no_agent(error, plan),
         OpenError::Ssm(ssm) => self::ssm(ssm),
         OpenError::Ending => UserError::new(Exit::Interrupted, error.to_string()),

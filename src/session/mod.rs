@@ -14,10 +14,12 @@ mod way;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::capture::tun::Capture;
 use crate::config::Plan;
@@ -160,14 +162,19 @@ impl Session<'_> {
 
     /// From the first lane to the end of the routes.
     async fn serve(&mut self, data: &mut engine::Handle, way: &Way, device: &Device) -> anyhow::Result<Exit> {
-        let hosts = routing::look_up_hosts(&self.plan, &way.path);
+        let mut looking = routing::look_up_hosts(&self.plan, &way.path);
         match self.door.unless(&mut data.first).await.map_err(stopped)? {
             Ok(Ok(first)) => self.greeted(&first, way),
             Ok(Err(error)) => return Err(explain::lane(&error, &self.plan, &self.known, way).into()),
             Err(_) => return Err(anyhow!(why_ended(data).await)),
         }
-        let hosts = self.door.unless(hosts).await.map_err(stopped)?.unwrap_or_default();
-        let mut routing = Routing::new(&self.run_dir, &self.plan, device, way, hosts)?;
+        // Names that take longer are not waited for: our own sockets are kept out by their mark.
+        let found = self.door.unless(timeout(LOOKUP_GRACE, &mut looking)).await.map_err(stopped)?;
+        let mut routing = Routing::new(&self.run_dir, &self.plan, device, way)?;
+        match found {
+            Ok(hosts) => routing.use_hosts(hosts.unwrap_or_default()),
+            Err(_) => routing.await_hosts(looking),
+        }
         let outcome = match routing.begin(self.tell) {
             Ok(ready) => {
                 (self.tell)(Progress::Ready(ready));
@@ -241,6 +248,7 @@ async fn why_ended(data: &mut engine::Handle) -> String {
     (&mut data.ended).await.unwrap_or_else(|_| NO_REASON.to_owned())
 }
 
+const LOOKUP_GRACE: Duration = Duration::from_millis(250);
 const NO_REASON: &str = "the data thread ended without a reason";
 
 fn undo_leftovers(run_dir: &Path, tell: &dyn Fn(Progress)) -> anyhow::Result<()> {

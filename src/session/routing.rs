@@ -47,13 +47,7 @@ pub(super) struct Routing {
 }
 
 impl Routing {
-    pub(super) fn new(
-        run_dir: &FilePath,
-        plan: &Plan,
-        device: &Device,
-        way: &Way,
-        hosts: Hosts,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(run_dir: &FilePath, plan: &Plan, device: &Device, way: &Way) -> anyhow::Result<Self> {
         let file = run_dir.join(format!("{}.{}", plan.name, undo::EXTENSION));
         let journal = Journal::create(&file)
             .with_context(|| format!("the undo journal {} cannot be made", file.display()))?;
@@ -65,22 +59,38 @@ impl Routing {
             device_name: device.name.clone(),
             captured: plan.cidrs.clone(),
             excluded: plan.excludes.clone(),
-            host_bypass: hosts.keys().copied().collect(),
+            host_bypass: Vec::new(),
         };
-        Ok(Self {
+        let mut routing = Self {
             wanted,
             journal,
             plan: plan.clone(),
             path: way.path.clone(),
             via: way.name.clone(),
-            hosts,
+            hosts: Hosts::new(),
             watch: watch.ok(),
             looking: None,
             check_at: now + CHECK_EVERY,
             apply_at: None,
             applied_at: now,
             complained: None,
-        })
+        };
+        // Asked of files alone, so they are there before the first route.
+        let nameservers = bypass::nameservers().into_iter().filter(|host| inside(host, &plan.cidrs));
+        routing.use_hosts(nameservers.map(|host| (host, "nameserver")).collect());
+        Ok(routing)
+    }
+
+    /// Single hosts that are to stay outside; those of before do too, because a network that has just come up
+    /// may not resolve names yet. In force with the next [`apply`](routes::apply).
+    pub(super) fn use_hosts(&mut self, hosts: Hosts) {
+        self.hosts.extend(hosts);
+        self.wanted.host_bypass = self.hosts.keys().copied().collect();
+    }
+
+    /// Hosts that are still being looked up.
+    pub(super) fn await_hosts(&mut self, looking: JoinHandle<Hosts>) {
+        self.looking = Some(looking);
     }
 
     /// Captures the networks, and says what of them stays local.
@@ -123,6 +133,7 @@ impl Routing {
             hosts = finished(&mut self.looking) => {
                 self.looking = None;
                 self.use_hosts(hosts);
+                self.apply_soon();
                 return false;
             }
             () = sleep_until(self.check_at) => {
@@ -159,13 +170,6 @@ impl Routing {
         self.apply_at.get_or_insert(Instant::now().max(self.applied_at + APPLY_PAUSE));
     }
 
-    fn use_hosts(&mut self, hosts: Hosts) {
-        // A network that has just come up may not resolve names yet: what was found before stays.
-        self.hosts.extend(hosts);
-        self.wanted.host_bypass = self.hosts.keys().copied().collect();
-        self.apply_soon();
-    }
-
     fn apply(&mut self, tell: &dyn Fn(Progress)) {
         self.apply_at = None;
         self.applied_at = Instant::now();
@@ -192,18 +196,19 @@ impl Routing {
 pub(super) fn look_up_hosts(plan: &Plan, path: &Path) -> JoinHandle<Hosts> {
     let (captured, path) = (plan.cidrs.clone(), path.clone());
     tokio::spawn(async move {
-        let ranges = captured.clone();
-        let near = tokio::task::spawn_blocking(move || bypass::hosts_inside(&ranges));
-        let (near, far) = tokio::join!(tokio::time::timeout(LOOKUP, near), path.addresses());
-        let near = near.ok().and_then(Result::ok).unwrap_or_default();
-        let far = far
-            .into_iter()
-            .filter(|host| !host.is_loopback() && captured.iter().any(|range| range.contains(host)));
-        let what = if matches!(path, Path::Ssm(_)) { "AWS" } else { "the agent" };
-        far.map(|host| (host, what))
-            .chain(near.into_iter().map(|host| (host, "nameserver or proxy")))
-            .collect()
+        let proxies = tokio::time::timeout(LOOKUP, tokio::task::spawn_blocking(bypass::proxies));
+        let (proxies, far) = tokio::join!(proxies, path.addresses());
+        let proxies = proxies.ok().and_then(Result::ok).unwrap_or_default();
+        let way = if matches!(path, Path::Ssm(_)) { "AWS" } else { "the agent" };
+        let told = |hosts: Vec<IpAddr>, what| hosts.into_iter().map(move |host| (host, what));
+        let all =
+            told(far, way).chain(told(proxies, "proxy")).chain(told(bypass::nameservers(), "nameserver"));
+        all.filter(|(host, _)| inside(host, &captured)).collect()
     })
+}
+
+fn inside(host: &IpAddr, captured: &[IpNet]) -> bool {
+    !host.is_loopback() && captured.iter().any(|range| range.contains(host))
 }
 
 async fn next_event(watch: &mut Option<Watch>) -> Option<io::Result<LinkEvent>> {

@@ -137,9 +137,9 @@ impl Api {
         &self.0.region
     }
 
-    /// What a call waits for at this moment, if any waits.
-    pub fn waiting_for(&self) -> Option<String> {
-        self.0.network.waiting_for()
+    /// Why a call takes long at this moment, as far as that is known.
+    pub fn delay(&self) -> Option<String> {
+        self.0.network.delay()
     }
 
     /// The hosts behind the calls, the websockets and the credentials.

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::api_error::chain;
 use super::proxy::{Proxy, ProxyError, ProxySettings, connect_status};
 
 /// Called for every socket before it connects, to keep its packets out of our own device.
@@ -35,8 +36,16 @@ struct Inner {
     ca_bundles: Vec<PathBuf>,
     /// Loaded once, with the first connection that needs it: reading the system's store takes a while.
     tls: OnceLock<Result<TlsConnector, String>>,
-    /// What connections under way wait for, the oldest first.
-    waits: Mutex<Vec<(u64, String)>>,
+    progress: Mutex<Progress>,
+}
+
+/// How connections under way fare, for whoever loses patience with them.
+#[derive(Default)]
+struct Progress {
+    /// What they wait for, the oldest first.
+    waits: Vec<(u64, String)>,
+    /// Why the last one failed, unless another one came about since.
+    failure: Option<String>,
 }
 
 /// Notes for as long as it lives what a connection waits for.
@@ -47,7 +56,7 @@ struct Wait<'a> {
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        self.network.waits().retain(|(number, _)| *number != self.number);
+        self.network.progress().waits.retain(|(number, _)| *number != self.number);
     }
 }
 
@@ -62,7 +71,13 @@ impl Network {
     /// Certificates in `ca_bundles` are trusted beside the system's, or beside those that
     /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name instead of the system's.
     pub fn new(protect: Protect, proxies: ProxySettings, ca_bundles: Vec<PathBuf>) -> Self {
-        Self(Arc::new(Inner { protect, proxies, ca_bundles, tls: OnceLock::new(), waits: Mutex::default() }))
+        Self(Arc::new(Inner {
+            protect,
+            proxies,
+            ca_bundles,
+            tls: OnceLock::new(),
+            progress: Mutex::default(),
+        }))
     }
 
     /// Neither proxy nor marks: for tests.
@@ -70,17 +85,19 @@ impl Network {
         Self::new(Arc::new(|_| Ok(())), ProxySettings::default(), Vec::new())
     }
 
-    /// What a connection waits for now, in words: `the address of HOST`.
-    pub fn waiting_for(&self) -> Option<String> {
-        self.waits().first().map(|(_, what)| what.clone())
+    /// Why it takes long now: what a connection waits for, or why the last one failed.
+    pub fn delay(&self) -> Option<String> {
+        let progress = self.progress();
+        let waiting = progress.waits.first().map(|(_, what)| format!("it was still waiting for {what}"));
+        waiting.or_else(|| progress.failure.clone())
     }
 
-    fn waits(&self) -> MutexGuard<'_, Vec<(u64, String)>> {
-        self.0.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.0.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn wait_for(&self, what: String) -> impl Drop + use<'_> {
-        let mut waits = self.waits();
+        let waits = &mut self.progress().waits;
         let number = waits.last().map_or(0, |(last, _)| last + 1);
         waits.push((number, what));
         Wait { network: self, number }
@@ -88,6 +105,12 @@ impl Network {
 
     /// Connects to `host`, with TLS if `secure`. Every step has a deadline.
     pub async fn connect(&self, host: &str, port: u16, secure: bool) -> Result<Stream, ConnectError> {
+        let connected = self.try_connect(host, port, secure).await;
+        self.progress().failure = connected.as_ref().err().map(|error| chain(error).join(": "));
+        connected
+    }
+
+    async fn try_connect(&self, host: &str, port: u16, secure: bool) -> Result<Stream, ConnectError> {
         let proxy = self.0.proxies.proxy_for(host, port).filter(|_| secure);
         let tcp = match proxy {
             Some(proxy) => {

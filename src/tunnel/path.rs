@@ -74,9 +74,8 @@ pub enum OpenError {
     Api(#[from] ApiError),
     #[error(transparent)]
     Ssm(#[from] SsmError),
-    /// `waiting_for` is what was under way then.
     #[error("AWS did not start a session within {} s", .deadline.as_secs())]
-    SlowStart { deadline: Duration, waiting_for: Option<String> },
+    SlowStart { deadline: Duration, why: Option<String> },
     #[error("no connection to {address} within {} s", .deadline.as_secs())]
     SlowTcp { address: String, deadline: Duration },
     #[error("the session is ending")]
@@ -204,9 +203,8 @@ async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
 impl SsmPath {
     async fn open(&self, deadline: Duration) -> Result<Opened, OpenError> {
         let started = tokio::time::timeout(deadline, self.start()).await;
-        let Started { ticket, mut guard } = started.unwrap_or_else(|_| {
-            Err(OpenError::SlowStart { deadline, waiting_for: self.api.waiting_for() })
-        })?;
+        let Started { ticket, mut guard } =
+            started.unwrap_or_else(|_| Err(OpenError::SlowStart { deadline, why: self.api.delay() }))?;
         let mut config = LaneConfig::port(&self.instance, &self.document, self.port);
         if self.small_messages {
             config.channel.max_payload = MIN_PAYLOAD;
@@ -262,14 +260,14 @@ impl SsmPath {
 
     async fn end_all(&self) {
         self.sessions.ledger().closed = true;
-        if !self.sessions.idle_within(START_GRACE).await {
+        if !self.sessions.within(START_GRACE, |ledger| ledger.starts == 0).await {
             warn!("an SSM session that is just being started may stay until its idle timeout");
         }
         for session in self.sessions.list() {
             self.end_later(&session);
         }
         // Each call has a deadline of its own and tells its own failure.
-        self.sessions.idle_within(END_GRACE).await;
+        self.sessions.within(END_GRACE, |ledger| ledger.ends == 0).await;
     }
 }
 
@@ -293,12 +291,16 @@ struct SessionsInner {
 struct Ledger {
     open: BTreeSet<String>,
     /// Calls under way.
-    calls: usize,
+    starts: usize,
+    ends: usize,
     closed: bool,
 }
 
-/// A call that starts or ends a session.
-struct Call(Sessions);
+/// A call that starts a session.
+struct Start(Sessions);
+
+/// A call that ends a session.
+struct End(Sessions);
 
 impl Sessions {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -306,55 +308,62 @@ impl Sessions {
     }
 
     /// `None` once no more sessions may start.
-    fn begin(&self) -> Option<Call> {
+    fn begin(&self) -> Option<Start> {
         let mut ledger = self.ledger();
         if ledger.closed {
             return None;
         }
-        ledger.calls += 1;
+        ledger.starts += 1;
         drop(ledger);
-        Some(Call(self.clone()))
+        Some(Start(self.clone()))
     }
 
     /// Takes an open session to end it; `None` when somebody else did.
-    fn take(&self, session: &str) -> Option<Call> {
+    fn take(&self, session: &str) -> Option<End> {
         let mut ledger = self.ledger();
         if !ledger.open.remove(session) {
             return None;
         }
-        ledger.calls += 1;
+        ledger.ends += 1;
         drop(ledger);
-        Some(Call(self.clone()))
+        Some(End(self.clone()))
     }
 
     fn list(&self) -> Vec<String> {
         self.ledger().open.iter().cloned().collect()
     }
 
-    /// Waits until no call is under way; false when that takes too long.
-    async fn idle_within(&self, patience: Duration) -> bool {
-        let idle = async {
+    /// Waits until the ledger is so; false when that takes too long.
+    async fn within(&self, patience: Duration, so: impl Fn(&Ledger) -> bool) -> bool {
+        let becoming = async {
             loop {
                 let changed = self.0.changed.notified();
-                if self.ledger().calls == 0 {
+                if so(&self.ledger()) {
                     return;
                 }
                 changed.await;
             }
         };
-        tokio::time::timeout(patience, idle).await.is_ok()
+        tokio::time::timeout(patience, becoming).await.is_ok()
     }
 }
 
-impl Call {
+impl Start {
     fn succeeded(&self, session: &str) {
         self.0.ledger().open.insert(session.to_owned());
     }
 }
 
-impl Drop for Call {
+impl Drop for Start {
     fn drop(&mut self) {
-        self.0.ledger().calls -= 1;
+        self.0.ledger().starts -= 1;
+        self.0.0.changed.notify_waiters();
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.ledger().ends -= 1;
         self.0.0.changed.notify_waiters();
     }
 }
