@@ -190,7 +190,24 @@ fn end(fields: &Fields<'_>, body: &[u8]) -> Result<(), OpenFault> {
     if fields.0.is_empty() { Ok(()) } else { Err(OpenFault::Length(body.len())) }
 }
 
-fn address(form: u8, fields: &mut Fields<'_>) -> Option<IpAddr> {
+/// Whether an address is written in this form.
+pub(super) fn is_form(form: u8) -> bool {
+    matches!(form, FORM_V4 | FORM_V6)
+}
+
+pub(super) fn form(address: IpAddr) -> u8 {
+    if address.is_ipv4() { FORM_V4 } else { FORM_V6 }
+}
+
+pub(super) fn put_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
+        IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
+    }
+}
+
+/// Reads an address of this form.
+pub(super) fn address(form: u8, fields: &mut Fields<'_>) -> Option<IpAddr> {
     match form {
         FORM_V4 => fields.array::<4>().map(|octets| Ipv4Addr::from(octets).into()),
         FORM_V6 => fields.array::<16>().map(|octets| Ipv6Addr::from(octets).into()),
@@ -206,16 +223,8 @@ fn socket(fields: &mut Fields<'_>) -> Result<SocketAddr, OpenFault> {
 }
 
 fn put_socket(out: &mut Vec<u8>, socket: &SocketAddr) {
-    match socket.ip() {
-        IpAddr::V4(address) => {
-            out.push(FORM_V4);
-            out.extend_from_slice(&address.octets());
-        }
-        IpAddr::V6(address) => {
-            out.push(FORM_V6);
-            out.extend_from_slice(&address.octets());
-        }
-    }
+    out.push(form(socket.ip()));
+    put_address(out, socket.ip());
     out.extend_from_slice(&socket.port().to_be_bytes());
 }
 
@@ -254,7 +263,7 @@ impl Refusal {
         Self::Unsupported,
     ];
 
-    const fn code(self) -> u8 {
+    pub(super) const fn code(self) -> u8 {
         match self {
             Self::Refused => 1,
             Self::NetUnreachable => 2,
@@ -268,7 +277,7 @@ impl Refusal {
         }
     }
 
-    fn from_code(code: u8) -> Option<Self> {
+    pub(super) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|refusal| refusal.code() == code)
     }
 }
