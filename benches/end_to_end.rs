@@ -199,11 +199,19 @@ impl Server {
 
 /// Gbit/s that arrived.
 fn iperf(world: &Vpc, host: &str, seconds: u32, extra: &[&str]) -> Result<f64> {
-    let mut command: Command = world.laptop.command("iperf3");
-    let output = command.args(["-c", host, "-J", "-t", &seconds.to_string()]).args(extra).output()?;
-    let report: Value = serde_json::from_slice(&output.stdout)?;
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(bits.with_context(|| format!("iperf3 said {}", report["error"]))? / 1e9)
+    let mut said = Value::Null;
+    for _ in 0..20 {
+        let mut command: Command = world.laptop.command("iperf3");
+        let output = command.args(["-c", host, "-J", "-t", &seconds.to_string()]).args(extra).output()?;
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        if let Some(bits) = report["end"]["sum_received"]["bits_per_second"].as_f64() {
+            return Ok(bits / 1e9);
+        }
+        // The server takes a moment to end the test before.
+        said = report["error"].clone();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    anyhow::bail!("iperf3 said {said}")
 }
 
 /// A listener with a long queue whose connections are taken and dropped by a few threads.

@@ -9,7 +9,7 @@ use agent::local_end::{EndEvent, EndId, LocalEnds};
 use agent::wire::open::{Kind, Open, Refusal, Target};
 
 use crate::netstack::{Event, FlowId, Stack};
-use crate::os::tun::AsyncTun;
+use crate::os::tun::{AsyncTun, Incoming};
 
 /// What the capture asks of a TUN device; tests put memory in its place.
 pub trait Device {
@@ -17,7 +17,7 @@ pub trait Device {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Arms the waker for room; `Ready` when a packet may be taken.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize>;
+    fn try_read(&self, buf: &mut [u8]) -> io::Result<Incoming>;
     fn try_write(&self, packet: &[u8]) -> io::Result<usize>;
 }
 
@@ -30,7 +30,7 @@ impl Device for AsyncTun {
         Self::poll_writable(self, cx)
     }
 
-    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    fn try_read(&self, buf: &mut [u8]) -> io::Result<Incoming> {
         Self::try_read(self, buf)
     }
 
@@ -56,7 +56,12 @@ impl<D: Device> Capture<D> {
     fn read_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         for read in 0..BATCH {
             match self.device.try_read(&mut self.packet) {
-                Ok(length) => self.stack.handle_packet(&self.packet[..length], now),
+                Ok(Incoming { length, vouched: true }) => {
+                    self.stack.handle_vouched_packet(&self.packet[..length], now);
+                }
+                Ok(Incoming { length, vouched: false }) => {
+                    self.stack.handle_packet(&self.packet[..length], now);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     match self.device.poll_readable(cx) {
                         Poll::Pending => return read > 0,

@@ -102,9 +102,7 @@ impl smoltcp::phy::TxToken for TxToken<'_> {
         }
         out.len = len;
         let result = f(&mut out.bytes[..len]);
-        if sum {
-            packet::fill_tcp_checksum(&mut out.bytes[..len]);
-        }
+        packet::fill_tcp_checksum(&mut out.bytes[..len], sum);
         result
     }
 }

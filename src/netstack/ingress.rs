@@ -12,12 +12,11 @@ use super::{Flow, PENDING_LIFE, Stack, State, icmp, reply};
 
 impl Stack {
     /// Finds out what a packet is and hands it on.
-    pub(super) fn sort(&mut self, bytes: &[u8], now: Instant) -> Result<(), DropReason> {
-        let verify = self.config.verify_checksums;
+    pub(super) fn sort(&mut self, bytes: &[u8], verify: bool, now: Instant) -> Result<(), DropReason> {
         let packet = Packet::parse(bytes, verify)?;
         let v6 = packet.source.is_ipv6();
         match packet.protocol {
-            packet::TCP => self.handle_tcp(&packet, now),
+            packet::TCP => self.handle_tcp(&packet, verify, now),
             packet::UDP => {
                 packet::check_udp(&packet, verify)?;
                 self.limit_reply(now)?;
@@ -35,8 +34,8 @@ impl Stack {
         }
     }
 
-    fn handle_tcp(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(), DropReason> {
-        let segment = Segment::parse(packet, self.config.verify_checksums)?;
+    fn handle_tcp(&mut self, packet: &Packet<'_>, verify: bool, now: Instant) -> Result<(), DropReason> {
+        let segment = Segment::parse(packet, verify)?;
         let source = SocketAddr::new(packet.source, segment.source_port);
         let target = SocketAddr::new(packet.target, segment.target_port);
         let tuple = Tuple { source, target };

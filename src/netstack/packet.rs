@@ -308,8 +308,9 @@ pub(super) fn pseudo_checksum(source: IpAddr, target: IpAddr, protocol: u8, payl
     }
 }
 
-/// Fills in the checksum of a TCP packet as smoltcp makes it: whole, without options in its IP header.
-pub(super) fn fill_tcp_checksum(bytes: &mut [u8]) {
+/// Fills in the checksum of a TCP packet without IP options: the whole, or that of the pseudo-header alone for
+/// a device that does the rest.
+pub(super) fn fill_tcp_checksum(bytes: &mut [u8], whole: bool) {
     let (addresses, header) = match bytes.first() {
         Some(first) if first >> 4 == 4 => (12..V4_HEADER, V4_HEADER),
         Some(_) | None => (8..V6_HEADER, V6_HEADER),
@@ -319,8 +320,14 @@ pub(super) fn fill_tcp_checksum(bytes: &mut [u8]) {
         return;
     };
     put_u16(tcp, 16, 0);
-    let tail = [0, 0, 0, TCP];
-    let sum = checksum(&[&ip[addresses], &(tcp.len() as u32).to_be_bytes(), &tail, tcp]);
+    let length = (tcp.len() as u32).to_be_bytes();
+    let pseudo = [&ip[addresses], &length, &[0, 0, 0, TCP]];
+    let sum = if whole {
+        checksum(&[pseudo[0], pseudo[1], pseudo[2], tcp])
+    } else {
+        // What is still to be added goes on top, so this part is not complemented yet.
+        !checksum(&pseudo)
+    };
     put_u16(tcp, 16, sum);
 }
 
@@ -487,6 +494,27 @@ mod tests {
         bytes[9] = UDP;
         let packet = Packet::parse(&bytes, false).unwrap();
         assert_eq!(check_udp(&packet, true), Ok(()));
+    }
+
+    #[test]
+    fn what_a_device_adds_to_a_partial_checksum_makes_it_whole() {
+        let mut tcp = [0; TCP_HEADER + 3];
+        (tcp[1], tcp[3], tcp[12], tcp[13]) = (7, 9, 5 << 4, ACK);
+        tcp[TCP_HEADER..].copy_from_slice(b"odd");
+        let mut v4 = [&SYN_V4[..V4_HEADER], &tcp].concat();
+        put_u16(&mut v4, 2, (V4_HEADER + tcp.len()) as u16);
+        for packet in [v4, v6(TCP, &tcp)] {
+            let header = packet.len() - tcp.len();
+            let mut whole = packet.clone();
+            fill_tcp_checksum(&mut whole, true);
+            let mut partial = packet;
+            fill_tcp_checksum(&mut partial, false);
+            assert_ne!(partial, whole);
+            let rest = checksum(&[&partial[header..]]);
+            put_u16(&mut partial[header..], 16, rest);
+            assert_eq!(partial, whole);
+            assert!(Segment::parse(&Packet::parse(&whole, false).unwrap(), true).is_ok());
+        }
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use super::packet::{
     ACK, FIN, ICMP, ICMP6, Packet, RST, SYN, Segment, TCP, TCP_HEADER, V4_HEADER, V6_HEADER, checksum,
-    pseudo_checksum, put_u16, u16_at, v6_octets,
+    fill_tcp_checksum, pseudo_checksum, put_u16, u16_at, v6_octets,
 };
 
 /// Builds the reset that answers a segment (RFC 9293, 3.10.7.1); `out` is cleared first.
 ///
-/// `sum` is whether the TCP checksum is filled in.
+/// `sum` is whether the TCP checksum is the whole one.
 pub(super) fn build_reset(packet: &Packet<'_>, segment: &Segment, sum: bool, out: &mut Vec<u8>) {
     let (seq, ack, flags) = if segment.has(ACK) {
         (segment.ack, 0, RST)
@@ -48,10 +48,7 @@ fn build_tcp(
     tcp[8..12].copy_from_slice(&ack.to_be_bytes());
     tcp[12] = (TCP_HEADER as u8 / 4) << 4;
     tcp[13] = flags;
-    if sum {
-        let sum = pseudo_checksum(packet.target, packet.source, TCP, tcp);
-        put_u16(tcp, 16, sum);
-    }
+    fill_tcp_checksum(out, sum);
 }
 
 /// Builds an ICMP or ICMPv6 destination unreachable that quotes `packet`; `out` is cleared first.

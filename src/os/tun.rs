@@ -1,7 +1,7 @@
 //! The TUN device: opened and configured on any thread, read and written on the data thread.
 //!
-//! One IP packet per read and per write, no header in front of it. The device goes away with its last
-//! descriptor, and with it every route through it.
+//! One IP packet per read and per write. The device goes away with its last descriptor, and with it every
+//! route through it.
 
 use std::io;
 use std::net::IpAddr;
@@ -110,11 +110,24 @@ impl Tun {
         self.mtu
     }
 
+    /// See [`AsyncTun::completes_checksums`].
+    pub fn completes_checksums(&self) -> bool {
+        self.inner.completes_checksums()
+    }
+
     /// Registers the device with the runtime of the calling thread, which must be the one that polls it.
     pub fn into_async(self) -> io::Result<AsyncTun> {
         let inner = system::AsyncDevice::new(self.inner)?;
         Ok(AsyncTun { inner, name: self.name, index: self.index, mtu: self.mtu })
     }
+}
+
+/// A packet that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    pub length: usize,
+    /// The system made the packet or has checked it: its TCP or UDP checksum may not even be complete.
+    pub vouched: bool,
 }
 
 /// The device in the data thread's runtime. Dropping it removes it.
@@ -149,8 +162,14 @@ impl AsyncTun {
         self.inner.poll_writable(cx)
     }
 
+    /// Whether the checksums of TCP and UDP packets to be written must cover the pseudo-header alone: the system
+    /// does the rest.
+    pub fn completes_checksums(&self) -> bool {
+        self.inner.completes_checksums()
+    }
+
     /// Reads one packet, or `WouldBlock`. A packet longer than `buf` is cut: give it [`mtu`](Self::mtu) bytes.
-    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<Incoming> {
         self.inner.try_read(buf)
     }
 

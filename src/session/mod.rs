@@ -271,8 +271,8 @@ fn undo_leftovers(run_dir: &Path, tell: &dyn Fn(Progress)) -> anyhow::Result<()>
 
 fn capture(tun: Tun) -> io::Result<Capture<AsyncTun>> {
     let mtu = tun.mtu() as usize;
-    let config =
-        netstack::Config { mtu, seed: engine::random_u64(), verify_checksums: false, ..Default::default() };
+    let emit_checksums = !tun.completes_checksums();
+    let config = netstack::Config { mtu, seed: engine::random_u64(), emit_checksums, ..Default::default() };
     Ok(Capture::new(tun.into_async()?, Stack::new(config, engine::now()), mtu))
 }
 

@@ -10,10 +10,16 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tun_rs::SyncDevice;
 
-use super::{TunConfig, TunError};
+use super::{Incoming, TunConfig, TunError};
 use crate::os::route_socket;
 
 pub(super) struct Device(SyncDevice);
+
+impl Device {
+    pub(super) fn completes_checksums(&self) -> bool {
+        false
+    }
+}
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -97,6 +103,10 @@ impl std::fmt::Debug for AsyncDevice {
 }
 
 impl AsyncDevice {
+    pub(super) fn completes_checksums(&self) -> bool {
+        false
+    }
+
     pub(super) fn new(device: Device) -> io::Result<Self> {
         // SAFETY: the descriptor is owned by the `AsyncFd` from here on, so it stays open and itself.
         let registered = unsafe { AsyncFd::register(device.0) };
@@ -113,8 +123,9 @@ impl AsyncDevice {
         Poll::Ready(Ok(()))
     }
 
-    pub(super) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.try_io(Interest::READABLE, |device| device.recv(buf))
+    pub(super) fn try_read(&self, buf: &mut [u8]) -> io::Result<Incoming> {
+        let length = self.0.try_io(Interest::READABLE, |device| device.recv(buf))?;
+        Ok(Incoming { length, vouched: true })
     }
 
     pub(super) fn try_write(&self, packet: &[u8]) -> io::Result<usize> {
