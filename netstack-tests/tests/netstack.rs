@@ -12,6 +12,7 @@ use netstack_tests::link::{Faults, Link, Random};
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{IpProtocol, TcpControl, TcpPacket};
 use ssm_proxy::netstack::{Config, DropReason, Event, FlowId, Stack};
+use ssm_proxy::os::arena::Arena;
 
 #[test]
 fn bytes_pass_both_ways_and_both_ends_finish() {
@@ -434,6 +435,75 @@ fn a_connection_given_up_before_it_was_told_of_never_was() {
     world.stack.handle_packet(&reset.packet(), world.now);
     assert_eq!(world.stack.poll_event(), None);
     assert_eq!(world.stack.counters().flows_now, 0);
+    world.stack.check_invariants();
+}
+
+#[test]
+fn rings_at_rest_give_their_pages_back_and_no_byte_is_lost() {
+    let jitter = Duration::from_millis(5);
+    let faults = Faults { delay: jitter, lost: 3, late: 10, jitter, ..Faults::default() };
+    let mut world = World::new(faults, 5);
+    let arena = Box::new(Arena::new(world.config.rings()));
+    world.stack = Stack::with_memory(world.config.clone(), Some(arena), world.now);
+    let socket = world.connect(V4, 40_000);
+    let flow = world.opened();
+    let (mut up, mut received) = (Vec::new(), Vec::new());
+    let mut rests = 0;
+    for round in 0..8 {
+        let burst = Random::new(round).bytes(90_000);
+        world.far(flow).outgoing.extend(Random::new(round + 100).bytes(50_000));
+        let mut sent = 0;
+        while sent < burst.len() {
+            sent += world.app.send(socket, &burst[sent..]);
+            world.run_for(Duration::from_millis(100));
+        }
+        world.run_for(Duration::from_secs(60));
+        received.extend(world.receive(socket));
+        world.run_for(Duration::from_secs(30));
+        up.extend(burst);
+        assert!(
+            world.stack.counters().rests > rests,
+            "round {round}: the flow was silent and kept its pages"
+        );
+        rests = world.stack.counters().rests;
+    }
+    assert!(world.far(flow).received == up);
+    let down: Vec<u8> = (0..8).flat_map(|round| Random::new(round + 100).bytes(50_000)).collect();
+    assert!(received == down);
+    assert_eq!(world.stack.poll_timeout(), None, "a silent stack has no timer");
+}
+
+#[test]
+fn a_segment_beyond_a_gap_keeps_the_rings_awake() {
+    let mut world = World::new(Faults::default(), 1);
+    world.policy = Policy::Hold;
+    let arena = Box::new(Arena::new(world.config.rings()));
+    world.stack = Stack::with_memory(world.config.clone(), Some(arena), world.now);
+    let syn = RawSegment { window: 65_535, ..syn(V4, 40_000, 1000) };
+    world.stack.handle_packet(&syn.packet(), world.now);
+    let Some(Event::Connect { flow, .. }) = world.stack.poll_event() else { panic!("no flow") };
+    world.stack.accept(flow, world.now);
+    let answer = world.drain();
+    let seq = TcpPacket::new_checked(&answer[0][V4.header..]).unwrap().seq_number().0 as u32;
+    let ack = RawSegment { seq: 1001, ack: Some(seq.wrapping_add(1)), control: TcpControl::None, ..syn };
+    world.stack.handle_packet(&ack.packet(), world.now);
+    world.stack.handle_packet(&RawSegment { seq: 1004, data: b"def", ..ack }.packet(), world.now);
+    world.drain();
+    for _ in 0..10 {
+        world.now += Duration::from_secs(5);
+        world.stack.handle_timeout(world.now);
+    }
+    assert_eq!(world.stack.counters().rests, 0);
+    world.stack.handle_packet(&RawSegment { data: b"abc", ..ack }.packet(), world.now);
+    let mut buf = [0; 16];
+    let count = world.stack.read(flow, &mut buf, world.now);
+    assert_eq!(&buf[..count], b"abcdef");
+    world.drain();
+    for _ in 0..3 {
+        world.now += Duration::from_secs(5);
+        world.stack.handle_timeout(world.now);
+    }
+    assert_eq!(world.stack.counters().rests, 1);
     world.stack.check_invariants();
 }
 

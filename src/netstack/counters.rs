@@ -116,6 +116,8 @@ pub struct Counters {
     /// UDP datagrams and echo requests answered with an unreachable.
     pub udp_unreachable: u64,
     pub echo_unreachable: u64,
+    /// Silent flows whose rings gave their pages back.
+    pub rests: u64,
     /// Calls into smoltcp; the work per packet is this over the packets.
     pub socket_polls: u64,
     drops: [u64; DropReason::ALL.len()],

@@ -37,7 +37,7 @@ impl Stack {
 
     /// When `handle_timeout` wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        [self.timers.next(), self.resting.next()].into_iter().flatten().min()
     }
 
     /// Acts on timers that are due.
@@ -59,6 +59,7 @@ impl Stack {
                 State::Gone => {}
             }
         }
+        self.rest_quiet_flows(now);
         self.note_work();
     }
 

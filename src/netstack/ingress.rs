@@ -126,6 +126,7 @@ impl Stack {
         }
         self.post_reply();
         self.tell(slot);
+        self.resting.note_use(slot, now);
     }
 
     fn limit_reply(&mut self, now: Instant) -> Result<(), DropReason> {

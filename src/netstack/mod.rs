@@ -22,6 +22,8 @@ mod ingress;
 mod packet;
 mod queue;
 mod reply;
+mod rest;
+pub mod rings;
 mod tcp;
 
 use std::time::{Duration, Instant};
@@ -36,6 +38,8 @@ use self::flow_table::{FlowTable, Tuple};
 use self::icmp::{Answer, RateLimit};
 use self::packet::{Packet, Segment, Syn};
 use self::queue::{Queue, Timers};
+use self::rest::Resting;
+use self::rings::{Memory, Rings};
 use self::tcp::{Connection, Io};
 
 /// Sizes, bounds and the seed of a [`Stack`].
@@ -58,6 +62,18 @@ pub struct Config {
     /// Whether TCP and UDP checksums are whole; if not, they cover the pseudo-header and the device does the rest.
     /// IP and ICMP ones always are.
     pub emit_checksums: bool,
+}
+
+impl Config {
+    /// The bytes that the rings of one connection take.
+    pub fn rings(&self) -> usize {
+        let (receive, send) = self.ring_sizes();
+        receive + send
+    }
+
+    fn ring_sizes(&self) -> (usize, usize) {
+        (tcp::receive_capacity(self.receive_ring), self.send_ring)
+    }
 }
 
 impl Default for Config {
@@ -88,8 +104,11 @@ pub struct Stack {
     outbox: Outbox,
     /// The packet of a flow that the device did not take yet.
     out: Buffer,
-    /// Connections that ended early in their rings' life, for the next flows.
+    /// Where rings lie; without it each connection has its own from the allocator.
+    memory: Option<Box<dyn Memory>>,
+    /// Connections that have ended, for the next flows.
     spare: Vec<Connection>,
+    resting: Resting,
     replies: RateLimit,
     scratch: Vec<u8>,
     counters: Counters,
@@ -112,6 +131,11 @@ enum State {
 
 impl Stack {
     pub fn new(config: Config, now: Instant) -> Self {
+        Self::with_memory(config, None, now)
+    }
+
+    /// A stack whose rings lie in `memory`, places of [`Config::rings`] bytes.
+    pub fn with_memory(config: Config, memory: Option<Box<dyn Memory>>, now: Instant) -> Self {
         let config = Config { mtu: config.mtu.clamp(MIN_MTU, MAX_MTU), ..config };
         let traits = Traits { mtu: config.mtu, emit_checksums: config.emit_checksums };
         Self {
@@ -122,7 +146,9 @@ impl Stack {
             timers: Timers::default(),
             outbox: Outbox::default(),
             out: Buffer::default(),
+            memory,
             spare: Vec::new(),
+            resting: Resting::default(),
             replies: RateLimit::new(now),
             scratch: Vec::new(),
             counters: Counters::default(),
@@ -171,8 +197,12 @@ impl Stack {
         let Some(Tuple { target, .. }) = self.table.tuple(slot) else { return };
         let Some(flow) = self.table.get_mut(slot) else { return };
         let State::Pending(syn, _) = &flow.state else { return };
-        let (receive, send) = (self.config.receive_ring, self.config.send_ring);
-        let mut connection = self.spare.pop().unwrap_or_else(|| Connection::new(receive, send));
+        let (receive, send) = self.config.ring_sizes();
+        let memory = self.memory.as_mut();
+        let fresh = || Rings::new(memory, receive, send).map(Connection::new);
+        let Some(mut connection) = self.spare.pop().or_else(fresh) else {
+            return self.refuse(FlowId(slot), Refusal::Exhausted, now);
+        };
         let opened = connection.open(&mut self.io, syn, target.port(), now);
         flow.state = State::Open(connection);
         self.counters.flows_pending -= 1;
@@ -269,7 +299,8 @@ impl Stack {
         assert_eq!(pending, self.counters.flows_pending);
         assert!(pending <= self.config.max_pending);
         assert_eq!(self.table.len(), self.counters.flows_now);
-        assert!(self.spare.len() <= MAX_SPARE);
+        assert!(self.spare.len() <= if self.memory.is_some() { self.config.max_flows } else { MAX_WARM });
+        self.resting.check_invariants();
         assert!(self.timers.len() <= 2 * self.table.len() + egress::TIMER_SLACK);
         for (slot, flow) in self.table.iter() {
             assert!(
@@ -303,14 +334,20 @@ impl Stack {
         }
     }
 
-    /// Keeps the rings of a connection that has ended for the next one, where that is cheap: making them anew costs more
-    /// than everything else a short connection needs.
+    /// Keeps the rings of a connection that has ended for the next one: making them anew costs more than everything else
+    /// a short connection needs. Those of a long one have too many touched pages to keep.
     fn retire(&mut self, state: State) {
-        if let State::Open(connection) = state
-            && connection.is_cheap_to_keep()
-            && self.spare.len() < MAX_SPARE
-        {
-            self.spare.push(connection.recycle());
+        let State::Open(connection) = state else { return };
+        let few = self.spare.len() < MAX_WARM && connection.is_cheap_to_keep();
+        match (self.memory.as_deref_mut(), connection.place()) {
+            (Some(memory), Some(place)) => {
+                if !few {
+                    memory.rest(place);
+                }
+                self.spare.push(connection.recycle());
+            }
+            _ if few => self.spare.push(connection.recycle()),
+            _ => {}
         }
     }
 
@@ -353,7 +390,7 @@ impl Stack {
 
 /// Longer than the longest pause between two SYNs of an application that still waits.
 const PENDING_LIFE: Duration = Duration::from_secs(130);
-/// Connections kept for reuse, each with at most 64 KiB of touched rings.
-const MAX_SPARE: usize = 64;
+/// Connections kept for reuse with the pages they have touched, each at most 64 KiB.
+const MAX_WARM: usize = 64;
 const MIN_MTU: usize = 1280;
 const MAX_MTU: usize = 65_535;

@@ -7,13 +7,14 @@
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::wire::HardwareAddress;
 
 use super::counters::DropReason;
 use super::device::{Buffer, Device, Traits};
 use super::packet::{self, Packet, Segment, Syn, Told};
 use super::reply;
+use super::rings::{Place, Rings};
 
 /// What every connection needs to move packets.
 pub(super) struct Io {
@@ -108,28 +109,32 @@ pub(super) struct Connection {
     bytes_written: usize,
     /// What was written before the application had acknowledged our SYN-ACK; smoltcp takes nothing then.
     early: Vec<u8>,
+    place: Option<Place>,
+    /// The highest end of a segment within the window so far.
+    seen_end: u32,
+    /// No segment has come since this was set.
+    quiet: bool,
 }
 
 impl Connection {
-    pub(super) fn new(receive_ring: usize, send_ring: usize) -> Self {
-        let receive = SocketBuffer::new(vec![0; receive_capacity(receive_ring)]);
-        let send = SocketBuffer::new(vec![0; send_ring]);
-        let mut socket = Socket::new(receive, send);
+    /// The receive ring has a size that [`receive_capacity`] gave.
+    pub(super) fn new(rings: Rings) -> Self {
+        let mut socket = Socket::new(rings.receive, rings.send);
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
-        Self::with(sockets, handle)
+        Self::with(sockets, handle, rings.place)
     }
 
     /// Makes the connection new again, with the same rings.
     pub(super) fn recycle(mut self) -> Self {
         // The next `listen` wants a closed socket; whatever this one still had to say is said.
         self.socket_mut().abort();
-        Self::with(self.sockets, self.handle)
+        Self::with(self.sockets, self.handle, self.place)
     }
 
-    fn with(sockets: SocketSet<'static>, handle: SocketHandle) -> Self {
+    fn with(sockets: SocketSet<'static>, handle: SocketHandle, place: Option<Place>) -> Self {
         Self {
             sockets,
             handle,
@@ -146,6 +151,9 @@ impl Connection {
             bytes_read: 0,
             bytes_written: 0,
             early: Vec::new(),
+            place,
+            seen_end: 0,
+            quiet: false,
         }
     }
 
@@ -153,6 +161,7 @@ impl Connection {
     pub(super) fn open(&mut self, io: &mut Io, syn: &Syn, port: u16, now: Instant) -> bool {
         self.has_window_scale = syn.has_window_scale;
         self.acked = syn.seq.wrapping_add(1);
+        self.seen_end = self.acked;
         if self.socket_mut().listen(port).is_err() {
             return false;
         }
@@ -171,6 +180,11 @@ impl Connection {
         // smoltcp would take data behind a FIN.
         if self.app_end.is_some_and(|end| segment.end().wrapping_sub(end) as i32 > 0) {
             return Fate::Refused(DropReason::AfterFin);
+        }
+        self.quiet = false;
+        let ahead = segment.end().wrapping_sub(self.seen_end) as i32;
+        if ahead > 0 && ahead as usize <= self.socket().recv_capacity() {
+            self.seen_end = segment.end();
         }
         let before = self.state();
         io.ingress(&mut self.sockets, packet.bytes, now);
@@ -335,6 +349,22 @@ impl Connection {
         self.bytes_read <= CHEAP && self.bytes_written <= CHEAP
     }
 
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
+    }
+
+    /// Whether nothing has come since the last call.
+    pub(super) fn was_quiet(&mut self) -> bool {
+        std::mem::replace(&mut self.quiet, true)
+    }
+
+    /// Whether no byte in its rings is needed any more: nothing waits either way, and nothing is parked beyond a gap.
+    pub(super) fn is_empty(&self) -> bool {
+        let has_gap = self.seen_end.wrapping_sub(self.acked) as i32 > 0;
+        let socket = self.socket();
+        !has_gap && socket.recv_queue() == 0 && socket.send_queue() == 0 && self.early.is_empty()
+    }
+
     fn end(&mut self) -> Fate {
         self.over = true;
         Fate::Over
@@ -393,7 +423,7 @@ fn window_shift(capacity: usize) -> u32 {
 ///
 /// smoltcp takes the unscaled window of its SYN-ACK for a scaled one. With any other size it would then
 /// accept more data than the ring holds, and panic.
-fn receive_capacity(wanted: usize) -> usize {
+pub(super) fn receive_capacity(wanted: usize) -> usize {
     let most = usize::from(u16::MAX);
     if wanted <= most {
         return wanted.max(MIN_RING);

@@ -3,6 +3,7 @@
 //! - [`tun`]: the device whose packets are the captured flows.
 //! - [`routes`]: which destinations go to that device, and which stay as they were.
 //! - [`bypass`]: how our own connections stay out of it.
+//! - [`arena`]: memory that goes back to the system when it is at rest.
 //! - [`undo`]: the journal of every change, so that a crash leaves nothing behind.
 //! - [`identity`]: who called us through sudo, their home, the run directory.
 //! - [`link`]: the network changed, or the machine woke up.
@@ -10,6 +11,7 @@
 //! A setter takes the whole wanted state and may be called again; it writes the journal first and changes
 //! the system second.
 
+pub mod arena;
 pub mod bypass;
 pub mod identity;
 pub mod link;

@@ -27,6 +27,7 @@ use crate::control::server::{Ask, Handle, Owner, Server};
 use crate::engine::{self, First};
 use crate::error::{Exit, UserError};
 use crate::netstack::{self, Stack};
+use crate::os::arena::Arena;
 use crate::os::identity::{self, Caller, Process};
 use crate::os::tun::{AsyncTun, Tun, TunConfig};
 use crate::os::undo::Journal;
@@ -273,7 +274,8 @@ fn capture(tun: Tun) -> io::Result<Capture<AsyncTun>> {
     let mtu = tun.mtu() as usize;
     let emit_checksums = !tun.completes_checksums();
     let config = netstack::Config { mtu, seed: engine::random_u64(), emit_checksums, ..Default::default() };
-    Ok(Capture::new(tun.into_async()?, Stack::new(config, engine::now()), mtu))
+    let memory = Box::new(Arena::new(config.rings()));
+    Ok(Capture::new(tun.into_async()?, Stack::with_memory(config, Some(memory), engine::now()), mtu))
 }
 
 fn known_agents(caller: &Caller) -> PathBuf {
