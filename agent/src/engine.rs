@@ -5,10 +5,12 @@
 //! has room gets records, whose bytes the mux pulls from local ends at that moment. Nothing is queued between
 //! mux and trunk beyond one record, so a short flow never waits behind bytes that were pulled too early.
 
+mod asked;
 mod command;
 mod flow;
 mod flows;
 mod lanes;
+mod ledger;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -26,10 +28,11 @@ use crate::wire::Role;
 use crate::wire::mux::{Mux, MuxConfig, MuxFault};
 use crate::wire::trunk::{GoodbyeReason, LaneId, Trunk, TrunkConfig, TrunkEvent};
 
-pub use command::{Attach, Command, Config, LaneNews, Outcome, Report};
-pub use flow::{FlowReport, FlowState};
+pub use command::{Attach, Command, Config, Kill, LaneNews, Outcome, Remains, Report};
+pub use flow::{Culprit, FlowReport, FlowState};
 use flows::Flows;
 use lanes::{Lanes, Loss};
+pub use ledger::{FlowPage, Ledger};
 
 /// One trunk's engine.
 pub struct Engine<E> {
@@ -66,9 +69,16 @@ impl<E: LocalEnds> Engine<E> {
         }
     }
 
-    /// Runs until the trunk ends. Every flow is reset then; the ends come back, fit for another engine.
+    /// Goes on with the ledger of the engine before.
+    #[must_use]
+    pub fn with_ledger(mut self, ledger: Ledger) -> Self {
+        self.flows.ledger = ledger;
+        self
+    }
+
+    /// Runs until the trunk ends. Every flow is reset then.
     #[expect(clippy::disallowed_methods, reason = "the driver of the loop reads the clock")]
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> (Outcome, E) {
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> (Outcome, Remains<E>) {
         let mut sleep = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
         let mut armed = None;
         let outcome = poll_fn(|cx| {
@@ -91,10 +101,10 @@ impl<E: LocalEnds> Engine<E> {
         // A lane that does not take its farewell in time is dropped without it.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
         let now = Instant::now();
-        let mut ends = self.flows.into_ends(now);
+        let mut remains = self.flows.into_remains(now);
         // The resets go out as far as the system takes them at once.
-        poll_fn(|cx| Poll::Ready(ends.poll_io(cx, now).is_ready())).await;
-        (outcome, ends)
+        poll_fn(|cx| Poll::Ready(remains.ends.poll_io(cx, now).is_ready())).await;
+        (outcome, remains)
     }
 
     /// Sets the timer for the next deadline; true when that deadline has passed already.
@@ -185,7 +195,13 @@ impl<E: LocalEnds> Engine<E> {
                 }
                 Some(Command::Report(reply)) => {
                     // Who asked may have gone; then nobody misses the answer.
-                    let _ = reply.send(self.report(now));
+                    let _ = reply.send(self.report());
+                }
+                Some(Command::Flows(from, reply)) => {
+                    let _ = reply.send(self.flows.page(from, now));
+                }
+                Some(Command::Kill(serials, reply)) => {
+                    let _ = reply.send(self.flows.kill(&serials, &mut self.mux, now));
                 }
                 Some(Command::Close) | None => {
                     self.closing = true;
@@ -349,7 +365,7 @@ impl<E: LocalEnds> Engine<E> {
         assert!(self.trunk.lane_stats().all(|stats| lanes.contains(&stats.lane)));
     }
 
-    fn report(&self, now: Instant) -> Report {
+    fn report(&self) -> Report {
         let mut counters = Vec::new();
         self.flows.ends.counters(&mut |name, value| counters.push((name, value)));
         Report {
@@ -357,12 +373,11 @@ impl<E: LocalEnds> Engine<E> {
             trunk: self.trunk.stats(),
             mux: self.mux.stats(),
             lanes: self.trunk.lane_stats().collect(),
-            flows: self.flows.report(now),
             flows_open: self.flows.open() as u64,
             flows_total: self.flows.total(),
-            flows_refused: self.flows.tally.refused,
-            bytes_sent: self.flows.tally.bytes_sent,
-            bytes_received: self.flows.tally.bytes_received,
+            flows_refused: self.flows.ledger.tally.refused,
+            bytes_sent: self.flows.ledger.tally.bytes_sent,
+            bytes_received: self.flows.ledger.tally.bytes_received,
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::wire::open::{Open, Refusal};
 
@@ -32,6 +32,23 @@ pub enum EndEvent {
     Reset { end: EndId },
     /// Both directions are finished and everything is delivered. The end is gone.
     Closed { end: EndId },
+}
+
+/// What was counted of one end, as far as its kind can know it: packets and repeats are those of a netstack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndFigures {
+    /// Packets from the near side.
+    pub packets_from: u64,
+    /// Packets to the near side.
+    pub packets_to: u64,
+    /// Segments the near side sent again.
+    pub repeats_from: u64,
+    /// Segments sent to the near side again.
+    pub repeats_to: u64,
+    /// The smoothed round trip to the near side.
+    pub rtt: Option<Duration>,
+    /// The end was given up because the near side had stopped answering.
+    pub silent: bool,
 }
 
 /// The near sides of one engine's flows.
@@ -68,6 +85,10 @@ pub trait LocalEnds {
     /// Why no end can be served any more (the device is gone); told once.
     fn failure(&mut self) -> Option<String> {
         None
+    }
+    /// What was counted of one end. Also told of an end that is gone, until the next `poll_event`.
+    fn figures(&self, _end: EndId) -> EndFigures {
+        EndFigures::default()
     }
     /// What was counted, by name, for reports.
     fn counters(&self, _tell: &mut dyn FnMut(&'static str, u64)) {}

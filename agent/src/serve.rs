@@ -275,8 +275,8 @@ impl Shared {
         self.engines.set(self.engines.get() + 1);
         tokio::task::spawn_local(async move {
             // The engine keeps its own budget; tokio's would only make sockets look idle.
-            let (outcome, ends) = tokio::task::unconstrained(engine.run(commands)).await;
-            drop(ends);
+            let (outcome, remains) = tokio::task::unconstrained(engine.run(commands)).await;
+            drop(remains);
             self.trunks.borrow_mut().remove(seat);
             self.engines.set(self.engines.get() - 1);
             self.engine_ended.notify_one();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::flow::FlowReport;
+use super::ledger::{FlowPage, Ledger};
 use crate::lane::LaneIo;
 use crate::wire::Role;
 use crate::wire::mux::{MuxFault, MuxStats};
@@ -48,8 +49,31 @@ pub enum Command {
     /// Lanes that the client no longer has are closed.
     LiveLanes(Vec<LaneId>),
     Report(oneshot::Sender<Report>),
+    /// Tells of the flows in a page that begins at this place; the first is 0, the next in the answer.
+    Flows(u32, oneshot::Sender<FlowPage>),
+    /// Resets the flows with these serials at both sides, and tells of each in this order.
+    Kill(Vec<u64>, oneshot::Sender<Vec<Kill>>),
     /// Says goodbye on every lane and ends.
     Close,
+}
+
+/// What became of the wish to end a flow.
+#[derive(Clone, Debug)]
+pub enum Kill {
+    /// It was reset; this is how it stood.
+    Done(Box<FlowReport>),
+    /// It had ended before.
+    Over,
+    /// There never was such a flow.
+    Unknown,
+}
+
+/// What an engine leaves to its owner.
+pub struct Remains<E> {
+    /// Fit for another engine.
+    pub ends: E,
+    /// To be continued by the engine of the next trunk.
+    pub ledger: Ledger,
 }
 
 /// How an engine stands.
@@ -58,7 +82,6 @@ pub struct Report {
     pub trunk: TrunkStats,
     pub mux: MuxStats,
     pub lanes: Vec<LaneStats>,
-    pub flows: Vec<FlowReport>,
     pub flows_open: u64,
     pub flows_total: u64,
     pub flows_refused: u64,

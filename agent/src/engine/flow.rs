@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::local_end::EndId;
+use crate::local_end::{EndFigures, EndId};
 use crate::wire::mux::StreamId;
 use crate::wire::open::{Open, Refusal};
 
@@ -24,6 +24,21 @@ pub enum FlowState {
     Reset,
 }
 
+/// Who ended a flow before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    NearSide,
+    /// The near side's system answered no more.
+    NearSilence,
+    FarSide,
+    /// The other engine, which could not take the flow or broke the protocol.
+    FarEngine,
+    /// The owner of this engine, by [`Command::Kill`](super::Command::Kill).
+    Owner,
+    /// The trunk ended with the flow on it.
+    Trunk,
+}
+
 /// One flow as a report shows it.
 #[derive(Clone, Debug)]
 pub struct FlowReport {
@@ -35,6 +50,9 @@ pub struct FlowReport {
     pub received: u64,
     pub age: Duration,
     pub dial: Option<Duration>,
+    pub figures: EndFigures,
+    /// Set when the state is `Reset`, and for refusals that are not the far side's.
+    pub culprit: Option<Culprit>,
 }
 
 /// A flow lives as long as it has a stream or a local end.
@@ -57,6 +75,9 @@ pub(super) struct Flow {
     pub(super) received: u64,
     pub(super) began: Instant,
     pub(super) dialled: Option<Duration>,
+    /// The local end's last figures, once it is gone.
+    pub(super) figures: EndFigures,
+    pub(super) culprit: Option<Culprit>,
 }
 
 impl Flow {
@@ -76,12 +97,31 @@ impl Flow {
             received: 0,
             began: now,
             dialled: None,
+            figures: EndFigures::default(),
+            culprit: None,
         }
     }
 
     /// Whether bytes pass between stream and local end.
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.state, FlowState::Open | FlowState::Closing)
+    }
+
+    /// Whether only its last words are left.
+    pub(super) fn is_ended(&self) -> bool {
+        match self.state {
+            FlowState::Opening
+            | FlowState::Greeting
+            | FlowState::Dialling
+            | FlowState::Open
+            | FlowState::Closing => false,
+            FlowState::Closed | FlowState::Refused(_) | FlowState::Reset => true,
+        }
+    }
+
+    /// The first to end it is the one that did.
+    pub(super) fn blame(&mut self, culprit: Culprit) {
+        self.culprit.get_or_insert(culprit);
     }
 
     pub(super) fn report(&self, now: Instant) -> FlowReport {
@@ -94,6 +134,8 @@ impl Flow {
             received: self.received,
             age: now.saturating_duration_since(self.began),
             dial: self.dialled,
+            figures: self.figures,
+            culprit: self.culprit,
         }
     }
 

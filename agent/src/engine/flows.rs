@@ -6,11 +6,12 @@
 //!
 //! While the mux calls in ([`View`]) it cannot be called; what it must be told then waits as an errand.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::flow::{Flow, FlowReport, FlowState};
+use super::command::Remains;
+use super::flow::{Culprit, Flow, FlowState};
+use super::ledger::{Ledger, RECENT};
 use super::streams::View;
 use crate::local_end::{EndEvent, EndId, LocalEnds};
 use crate::wire::mux::{Mux, MuxFull, StreamId, Token};
@@ -32,13 +33,6 @@ pub(super) enum Task {
     Reset,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
-    pub(super) refused: u64,
-    pub(super) bytes_sent: u64,
-    pub(super) bytes_received: u64,
-}
-
 pub(super) struct Flows<E> {
     pub(super) ends: E,
     pub(super) slots: Vec<Option<Flow>>,
@@ -46,9 +40,7 @@ pub(super) struct Flows<E> {
     /// By the number of the end.
     flow_by_end: Vec<Option<Token>>,
     errands: Vec<Errand>,
-    recent: VecDeque<FlowReport>,
-    next_serial: u64,
-    pub(super) tally: Tally,
+    pub(super) ledger: Ledger,
     /// No stream can be opened on this trunk any more.
     spent: bool,
 }
@@ -61,9 +53,7 @@ impl<E: LocalEnds> Flows<E> {
             free: Vec::new(),
             flow_by_end: Vec::new(),
             errands: Vec::new(),
-            recent: VecDeque::new(),
-            next_serial: 1,
-            tally: Tally::default(),
+            ledger: Ledger::default(),
             spent: false,
         }
     }
@@ -96,6 +86,7 @@ impl<E: LocalEnds> Flows<E> {
             }
             EndEvent::Reset { end } => {
                 if let Some(token) = self.forget_end(end) {
+                    self.blame_near_side(token);
                     self.abort(token, now);
                 }
             }
@@ -143,10 +134,7 @@ impl<E: LocalEnds> Flows<E> {
             Ok(stream) => stream,
             Err(full) => {
                 self.spent |= full != MuxFull::Streams;
-                self.free_slot(token);
-                self.tally.refused += 1;
-                self.ends.refuse(end, Refusal::Exhausted, now);
-                return;
+                return self.refuse_at_once(token, end, source, open, now);
             }
         };
         self.bind_end(end, token);
@@ -192,7 +180,7 @@ impl<E: LocalEnds> Flows<E> {
 
     /// Answers that there is no such target; the stream ends with the answer.
     pub(super) fn answer_refused(&mut self, token: Token, refusal: Refusal) {
-        self.tally.refused += 1;
+        self.ledger.tally.refused += 1;
         let Some(flow) = self.slot_mut(token) else { return };
         flow.state = FlowState::Refused(refusal);
         flow.held = Vec::new();
@@ -206,10 +194,28 @@ impl<E: LocalEnds> Flows<E> {
         let Some(flow) = self.slot(token) else { return };
         if flow.stream.is_some() && !flow.far_finished {
             // An end that closed while the far side still talks: nobody would take what it says.
+            self.blame_near_side(token);
             return self.abort(token, now);
         }
         self.errand(token, Task::Finish);
         self.drop_if_done(token, now);
+    }
+
+    /// There is no stream for it.
+    fn refuse_at_once(&mut self, token: Token, end: EndId, source: SocketAddr, open: Open, now: Instant) {
+        self.ledger.tally.refused += 1;
+        self.ends.refuse(end, Refusal::Exhausted, now);
+        let Some(mut flow) = self.free_slot(token) else { return };
+        flow.state = FlowState::Refused(Refusal::Exhausted);
+        flow.source = Some(source);
+        flow.open = Some(open);
+        flow.blame(Culprit::Trunk);
+        self.ledger.end(flow.into_report(now));
+    }
+
+    fn blame_near_side(&mut self, token: Token) {
+        let Some(flow) = self.slot_mut(token) else { return };
+        flow.blame(if flow.figures.silent { Culprit::NearSilence } else { Culprit::NearSide });
     }
 
     /// The local end is gone: the stream goes too.
@@ -263,15 +269,16 @@ impl<E: LocalEnds> Flows<E> {
 
     pub(super) fn forget_end(&mut self, end: EndId) -> Option<Token> {
         let token = self.flow_by_end.get_mut(end.0 as usize)?.take()?;
+        let figures = self.ends.figures(end);
         if let Some(flow) = self.slot_mut(token) {
             flow.end = None;
+            flow.figures = figures;
         }
         Some(token)
     }
 
     pub(super) fn add(&mut self, state: FlowState, now: Instant) -> Token {
-        let flow = Some(Flow::new(self.next_serial, state, now));
-        self.next_serial += 1;
+        let flow = Some(Flow::new(self.ledger.begin(), state, now));
         match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = flow;
@@ -298,13 +305,10 @@ impl<E: LocalEnds> Flows<E> {
         if flow.is_connected() {
             flow.state = FlowState::Closed;
         }
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(flow.into_report(now));
+        self.ledger.end(flow.into_report(now));
     }
 
-    fn slot(&self, token: Token) -> Option<&Flow> {
+    pub(super) fn slot(&self, token: Token) -> Option<&Flow> {
         self.slots.get(token.0 as usize)?.as_ref()
     }
 
@@ -312,16 +316,25 @@ impl<E: LocalEnds> Flows<E> {
         self.slots.get_mut(token.0 as usize)?.as_mut()
     }
 
-    /// Resets every flow; the ends are fit for another engine.
-    pub(super) fn into_ends(mut self, now: Instant) -> E {
-        for flow in self.slots.iter().flatten() {
-            match (flow.end, flow.state) {
-                (Some(end), FlowState::Opening) => self.ends.refuse(end, Refusal::HostUnreachable, now),
-                (Some(end), _) => self.ends.reset(end, now),
-                (None, _) => {}
+    /// Resets every flow.
+    pub(super) fn into_remains(mut self, now: Instant) -> Remains<E> {
+        for mut flow in std::mem::take(&mut self.slots).into_iter().flatten() {
+            let Some(end) = flow.end else {
+                self.ledger.end(flow.into_report(now));
+                continue;
+            };
+            flow.figures = self.ends.figures(end);
+            if flow.state == FlowState::Opening {
+                flow.state = FlowState::Refused(Refusal::HostUnreachable);
+                self.ends.refuse(end, Refusal::HostUnreachable, now);
+            } else {
+                self.ends.reset(end, now);
+                flow.state = FlowState::Reset;
             }
+            flow.blame(Culprit::Trunk);
+            self.ledger.end(flow.into_report(now));
         }
-        self.ends
+        Remains { ends: self.ends, ledger: self.ledger }
     }
 
     pub(super) fn open(&self) -> usize {
@@ -329,23 +342,18 @@ impl<E: LocalEnds> Flows<E> {
     }
 
     pub(super) fn total(&self) -> u64 {
-        self.next_serial - 1
+        self.ledger.total()
     }
 
     pub(super) fn is_spent(&self) -> bool {
         self.spent
     }
 
-    pub(super) fn report(&self, now: Instant) -> Vec<FlowReport> {
-        let live = self.slots.iter().flatten().map(|flow| flow.report(now));
-        self.recent.iter().cloned().chain(live).collect()
-    }
-
     /// Panics unless flows, ends and streams agree with each other. To be called between turns.
     #[doc(hidden)]
     pub(super) fn check_invariants(&self, mux: &Mux) {
         assert!(self.errands.is_empty(), "an errand was left");
-        assert!(self.recent.len() <= RECENT);
+        assert!(self.ledger.recent().len() <= RECENT);
         assert_eq!(self.slots.iter().flatten().count(), self.open(), "a slot is lost");
         let ended = self.flow_by_end.iter().flatten().count();
         assert_eq!(self.slots.iter().flatten().filter(|flow| flow.end.is_some()).count(), ended);
@@ -365,5 +373,3 @@ impl<E: LocalEnds> Flows<E> {
 
 /// Bytes a flow may get before its local end is connected: the first window of a stream.
 pub(super) const EARLY: usize = 16 << 10;
-/// How many ended flows a report still shows.
-const RECENT: usize = 128;

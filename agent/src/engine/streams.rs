@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::flow::FlowState;
+use super::flow::{Culprit, FlowState};
 use super::flows::{Flows, Task};
 use crate::local_end::LocalEnds;
 use crate::wire::mux::{StreamId, Streams, Token};
@@ -22,7 +22,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
     }
 
     fn pull(&mut self, token: Token, buf: &mut [u8]) -> usize {
-        let Flows { slots, ends, tally, .. } = &mut *self.flows;
+        let Flows { slots, ends, ledger, .. } = &mut *self.flows;
         let Some(flow) = slots.get_mut(token.0 as usize).and_then(Option::as_mut) else { return 0 };
         if !flow.preface.is_empty() {
             let count = flow.preface.len().min(buf.len());
@@ -36,7 +36,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
         let Some(end) = flow.end.filter(|_| flow.is_connected()) else { return 0 };
         let read = ends.read(end, buf, self.now);
         flow.sent += read as u64;
-        tally.bytes_sent += read as u64;
+        ledger.tally.bytes_sent += read as u64;
         read
     }
 
@@ -72,11 +72,19 @@ impl<E: LocalEnds> Streams for View<'_, E> {
     fn reset(&mut self, token: Token) {
         let Some(flow) = self.flows.slot_mut(token) else { return };
         let opening = flow.state == FlowState::Opening;
+        flow.blame(if opening { Culprit::FarEngine } else { Culprit::FarSide });
         if !matches!(flow.state, FlowState::Refused(_)) {
             flow.state = FlowState::Reset;
         }
         self.end_near_side(token, opening.then_some(Refusal::Exhausted));
         self.flows.leave_stream(token, self.now);
+    }
+
+    fn broken_off(&mut self, token: Token) {
+        if let Some(flow) = self.flows.slot_mut(token) {
+            flow.blame(Culprit::FarEngine);
+        }
+        self.reset(token);
     }
 
     fn closed(&mut self, token: Token) {
@@ -87,10 +95,10 @@ impl<E: LocalEnds> Streams for View<'_, E> {
 impl<E: LocalEnds> View<'_, E> {
     /// Brings bytes to the local end; what it has no room for is held, and told to the mux as room less.
     fn deliver(&mut self, token: Token, bytes: &[u8]) {
-        let Flows { slots, ends, tally, .. } = &mut *self.flows;
+        let Flows { slots, ends, ledger, .. } = &mut *self.flows;
         let Some(flow) = slots.get_mut(token.0 as usize).and_then(Option::as_mut) else { return };
         flow.received += bytes.len() as u64;
-        tally.bytes_received += bytes.len() as u64;
+        ledger.tally.bytes_received += bytes.len() as u64;
         let Some(end) = flow.end else { return };
         let room = if flow.held.is_empty() { ends.room(end) } else { 0 };
         let (taken, rest) = bytes.split_at(bytes.len().min(room));
@@ -123,7 +131,7 @@ impl<E: LocalEnds> View<'_, E> {
             }
             Answer::Refused(refusal) => {
                 flow.state = FlowState::Refused(refusal);
-                self.flows.tally.refused += 1;
+                self.flows.ledger.tally.refused += 1;
                 self.end_near_side(token, Some(refusal));
                 self.flows.errand(token, Task::Finish);
             }
@@ -158,12 +166,13 @@ impl<E: LocalEnds> View<'_, E> {
     fn broken(&mut self, token: Token) {
         let Some(flow) = self.flows.slot_mut(token) else { return };
         let opening = flow.state == FlowState::Opening;
+        flow.blame(Culprit::FarEngine);
         self.end_near_side(token, opening.then_some(Refusal::HostUnreachable));
         self.flows.abort(token, self.now);
     }
 
     /// Takes the local end away from its flow: refused when it still waits to be connected, else reset.
-    fn end_near_side(&mut self, token: Token, refusal: Option<Refusal>) {
+    pub(super) fn end_near_side(&mut self, token: Token, refusal: Option<Refusal>) {
         let Some(end) = self.flows.slot_mut(token).and_then(|flow| flow.end) else { return };
         self.flows.forget_end(end);
         match refusal {

@@ -4,6 +4,7 @@
 //! flow that never ends.
 #![allow(clippy::disallowed_methods)]
 
+mod accounts;
 mod link;
 mod script;
 
@@ -259,7 +260,7 @@ impl Side {
                 if engine.poll_farewell(&mut cx, now).is_ready()
                     && let Some(engine) = self.engine.take()
                 {
-                    self.ends = Some(engine.flows.into_ends(now));
+                    self.ends = Some(engine.flows.into_remains(now).ends);
                 }
                 return turn;
             }
@@ -515,11 +516,11 @@ impl World {
             assert_eq!((engine.flows.open(), engine.mux.len(), engine.flows.ends.len()), (0, 0, 0));
             assert!(!engine.mux.wants_to_send() && engine.trunk.is_drained());
             assert_eq!(engine.trunk.unsent(), 0);
-            let report = engine.report(self.clock.get());
+            let report = engine.report();
             assert!(report.lanes.iter().all(|lane| lane.in_flight == 0), "{:?}", report.lanes);
             assert_eq!(report.mux.grown, 0);
         }
-        let [client, agent] = self.sides.each_ref().map(|side| side.engine().report(self.clock.get()));
+        let [client, agent] = self.sides.each_ref().map(|side| side.engine().report());
         assert_eq!(client.flows_total, u64::from(self.setting.flows));
         assert!(agent.flows_total <= client.flows_total);
         assert_eq!((client.trunk.sent, agent.trunk.sent), (agent.trunk.received, client.trunk.received));
@@ -529,7 +530,11 @@ impl World {
 fn lane_of(command: &Command) -> Option<u64> {
     match command {
         Command::Attach(attach) => Some(attach.lane.0),
-        Command::LiveLanes(_) | Command::Report(_) | Command::Close => None,
+        Command::LiveLanes(_)
+        | Command::Report(_)
+        | Command::Flows(..)
+        | Command::Kill(..)
+        | Command::Close => None,
     }
 }
 

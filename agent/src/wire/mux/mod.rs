@@ -55,8 +55,12 @@ pub trait Streams {
     fn push(&mut self, token: Token, bytes: &[u8]);
     /// The far side finished its direction.
     fn finished(&mut self, token: Token);
-    /// The far side reset the stream, or broke its rules: the stream is gone from the mux.
+    /// The far side reset the stream, which is gone from the mux.
     fn reset(&mut self, token: Token);
+    /// The far side broke the stream's rules: it was reset, and is gone from the mux.
+    fn broken_off(&mut self, token: Token) {
+        self.reset(token);
+    }
     /// Both directions are finished: the stream is gone from the mux.
     fn closed(&mut self, token: Token);
 }

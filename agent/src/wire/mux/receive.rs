@@ -202,7 +202,7 @@ impl Mux {
     /// Resets a stream whose rules the peer broke.
     fn break_off(&mut self, slot: u32, streams: &mut impl Streams) {
         self.stats.violations += 1;
-        streams.reset(self.abort(slot));
+        streams.broken_off(self.abort(slot));
     }
 
     /// A stream that both sides know of: the peer cannot mean one whose SYN has not been sent.
