@@ -6,7 +6,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use agent::engine::{Command, Config, Engine, LaneNews, Outcome, Report};
+use agent::engine::{Command, Config, Engine, FlowPage, Kill, LaneNews, Ledger, Outcome, Remains, Report};
 use agent::local_end::LocalEnds;
 use agent::wire::Role;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,10 @@ use crate::tunnel::lanes::{Fate, LaneError, Lanes};
 /// What the data thread is asked.
 pub enum Ask {
     Report(oneshot::Sender<Report>),
+    /// As [`Command::Flows`].
+    Flows(u32, oneshot::Sender<FlowPage>),
+    /// As [`Command::Kill`].
+    Kill(Vec<u64>, oneshot::Sender<Vec<Kill>>),
     /// Says goodbye to the agent, ends the SSM sessions, and ends the thread.
     Stop,
 }
@@ -98,17 +102,18 @@ struct Session {
 
 /// How one life of a trunk ended.
 enum Life<E> {
-    Next(E),
+    Next(Remains<E>),
     Stopped,
     Failed(String),
 }
 
 impl Session {
     /// Lives through as many trunks as it takes; an error says why the session cannot go on.
-    async fn run<E: LocalEnds + 'static>(&mut self, mut ends: E) -> Result<(), String> {
+    async fn run<E: LocalEnds + 'static>(&mut self, ends: E) -> Result<(), String> {
+        let mut remains = Remains { ends, ledger: Ledger::default() };
         loop {
-            match self.live(ends).await {
-                Life::Next(back) => ends = back,
+            match self.live(remains).await {
+                Life::Next(back) => remains = back,
                 Life::Stopped => return Ok(()),
                 Life::Failed(reason) => return Err(reason),
             }
@@ -117,7 +122,7 @@ impl Session {
         }
     }
 
-    async fn live<E: LocalEnds + 'static>(&mut self, ends: E) -> Life<E> {
+    async fn live<E: LocalEnds + 'static>(&mut self, remains: Remains<E>) -> Life<E> {
         let (commands, command_inbox) = mpsc::channel(16);
         let (news_sender, mut news) = mpsc::channel(256);
         let config = Config {
@@ -131,7 +136,8 @@ impl Session {
             }),
         };
         // Its loop has budgets of its own; tokio's would make ready sockets look empty.
-        let running = tokio::task::unconstrained(Engine::new(config, ends).run(command_inbox));
+        let engine = Engine::new(config, remains.ends).with_ledger(remains.ledger);
+        let running = tokio::task::unconstrained(engine.run(command_inbox));
         let mut engine = tokio::task::spawn_local(running);
         let Self { lanes, first, inbox } = self;
         let keep = async {
@@ -142,7 +148,7 @@ impl Session {
         };
         tokio::select! {
             ended = &mut engine => match ended {
-                Ok((outcome, ends)) => after(outcome, ends, &lanes.health),
+                Ok((outcome, remains)) => after(outcome, remains, &lanes.health),
                 Err(error) => Life::Failed(format!("the engine failed: {error}")),
             },
             kept = keep => match kept {
@@ -190,7 +196,7 @@ async fn first_lane(
     }
 }
 
-fn after<E>(outcome: Outcome, ends: E, health: &HealthView) -> Life<E> {
+fn after<E>(outcome: Outcome, remains: Remains<E>, health: &HealthView) -> Life<E> {
     let reason = match outcome {
         Outcome::Closed => return Life::Stopped,
         Outcome::Ends { text } => return Life::Failed(text),
@@ -199,15 +205,15 @@ fn after<E>(outcome: Outcome, ends: E, health: &HealthView) -> Life<E> {
         Outcome::Spent => "it has carried as many connections as one tunnel can".to_owned(),
     };
     health.lose_trunk(now(), reason);
-    Life::Next(ends)
+    Life::Next(remains)
 }
 
 /// Ends an engine and takes its local ends back.
-async fn reclaim<E>(engine: JoinHandle<(Outcome, E)>, commands: &mpsc::Sender<Command>) -> Life<E> {
+async fn reclaim<E>(engine: JoinHandle<(Outcome, Remains<E>)>, commands: &mpsc::Sender<Command>) -> Life<E> {
     // A closed channel: it has ended already.
     let _ = commands.send(Command::Close).await;
     match tokio::time::timeout(RECLAIM, engine).await {
-        Ok(Ok((_, ends))) => Life::Next(ends),
+        Ok(Ok((_, remains))) => Life::Next(remains),
         Ok(Err(error)) => Life::Failed(format!("the engine failed: {error}")),
         Err(_) => Life::Failed("the engine did not end in time".to_owned()),
     }
@@ -220,6 +226,12 @@ async fn answer(inbox: &mut mpsc::Receiver<Ask>, commands: &mpsc::Sender<Command
             Ask::Report(reply) => {
                 // Dropping the reply tells the asker that there is no engine now.
                 let _ = commands.send(Command::Report(reply)).await;
+            }
+            Ask::Flows(from, reply) => {
+                let _ = commands.send(Command::Flows(from, reply)).await;
+            }
+            Ask::Kill(serials, reply) => {
+                let _ = commands.send(Command::Kill(serials, reply)).await;
             }
             Ask::Stop => return,
         }

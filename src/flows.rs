@@ -1,6 +1,8 @@
 //! Pure: the ledger of live and recent flows, as `flows` shows it.
 
-use agent::engine::{FlowReport, FlowState};
+use std::time::Duration;
+
+use agent::engine::{Culprit, FlowReport, FlowState, Kill};
 use agent::wire::open::{Kind, Refusal, Target};
 
 use crate::control;
@@ -11,26 +13,88 @@ pub fn row(report: &FlowReport) -> control::Flow {
         Some(open) => (protocol(open.kind), target(&open.target)),
         None => ("tcp", String::new()),
     };
+    let figures = &report.figures;
+    let (ended_by, error) = end(report).map_or((None, None), |(who, how)| (Some(who), Some(how)));
     control::Flow {
         id: report.serial,
         protocol: protocol.to_owned(),
-        source: report.source.map(|source| source.to_string()).unwrap_or_default(),
+        source: source(report).unwrap_or_default(),
         target,
         state: state(report.state).to_owned(),
         bytes_tx: report.sent,
         bytes_rx: report.received,
+        packets_tx: figures.packets_from,
+        packets_rx: figures.packets_to,
+        retransmits_tx: figures.repeats_from,
+        retransmits_rx: figures.repeats_to,
+        app_rtt_ms: figures.rtt.map(milliseconds),
         age_seconds: report.age.as_secs_f64(),
-        dial_ms: report.dial.map(|dial| dial.as_secs_f64() * 1e3),
-        error: match report.state {
-            FlowState::Refused(refusal) => Some(reason(refusal).to_owned()),
-            FlowState::Reset => Some("reset".to_owned()),
+        dial_ms: report.dial.map(milliseconds),
+        verdict: "proxy".to_owned(),
+        ended_by: ended_by.map(str::to_owned),
+        error: error.map(str::to_owned),
+    }
+}
+
+/// What became of the wish to end the flow `id`.
+pub fn killed(id: u64, kill: &Kill) -> control::Killed {
+    let (outcome, report) = match kill {
+        Kill::Done(report) => (control::Outcome::Killed, Some(report)),
+        Kill::Over => (control::Outcome::Ended, None),
+        Kill::Unknown => (control::Outcome::Unknown, None),
+    };
+    control::Killed {
+        id,
+        outcome,
+        source: report.and_then(|report| source(report)),
+        target: report.and_then(|report| Some(target(&report.open.as_ref()?.target))),
+    }
+}
+
+fn source(report: &FlowReport) -> Option<String> {
+    report.source.map(|source| source.to_string())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Who ended a flow and how, unless it ended in order.
+fn end(report: &FlowReport) -> Option<(&'static str, &'static str)> {
+    match (report.state, report.culprit) {
+        (FlowState::Refused(_), Some(Culprit::Trunk)) => Some(("tunnel", "the tunnel could not take it")),
+        (FlowState::Refused(refusal), _) => Some((refuser(refusal), reason(refusal))),
+        (FlowState::Reset, culprit) => culprit.map(reset),
+        (
             FlowState::Opening
             | FlowState::Greeting
             | FlowState::Dialling
             | FlowState::Open
             | FlowState::Closing
-            | FlowState::Closed => None,
-        },
+            | FlowState::Closed,
+            _,
+        ) => None,
+    }
+}
+
+fn reset(culprit: Culprit) -> (&'static str, &'static str) {
+    match culprit {
+        Culprit::NearSide => ("application", "reset by the application"),
+        Culprit::NearSilence => ("application", "the application's system stopped answering"),
+        Culprit::FarSide => ("target", "reset by the target"),
+        Culprit::FarEngine => ("agent", "reset by the agent"),
+        Culprit::Owner => ("user", "reset by `flows kill`"),
+        Culprit::Trunk => ("tunnel", "lost with the tunnel it was in"),
+    }
+}
+
+fn refuser(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Refused => "target",
+        Refusal::NetUnreachable | Refusal::HostUnreachable | Refusal::Prohibited | Refusal::TimedOut => {
+            "network"
+        }
+        Refusal::Denied | Refusal::Exhausted | Refusal::UnknownName | Refusal::Unsupported => "agent",
     }
 }
 

@@ -17,7 +17,7 @@ use netstack_tests::{bins, netns};
 use serde_json::Value;
 use ssm_proxy::config::{Plan, Wishes};
 use ssm_proxy::control::server::{Ask, Handle, Owner, Server};
-use ssm_proxy::control::{Flow, Lane, SCHEMA, State, Status};
+use ssm_proxy::control::{Flow, Killed, Lane, Outcome, SCHEMA, State, Status};
 use ssm_proxy::session::registry;
 use tempfile::TempDir;
 
@@ -70,6 +70,11 @@ fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
         (&["up", "--instance", "bastion", "--cidr", "10.0.0.0/8"], "--instance-tag 'Name=bastion'"),
         (&["status", "--session-name", "../../etc"], "session name"),
         (&["status", "-q", "--debug"], "--debug"),
+        (&["flows", "kill"], "<ID>"),
+        (&["flows", "kill", "0"], "'0'"),
+        (&["flows", "kill", "7", "web"], "'web'"),
+        (&["flows", "--watch", "kill", "7"], "--watch"),
+        (&["flows", "--sort", "rate"], "needs --watch"),
     ] {
         let output = Place::new().run(args);
 
@@ -97,9 +102,14 @@ fn a_flag_wins_over_its_variable() {
 fn with_no_session_commands_end_with_3() {
     let place = Place::new();
 
-    for args in
-        [&["status"][..], &["flows"], &["down"], &["down", "--all"], &["status", "--session-name", "a"]]
-    {
+    for args in [
+        &["status"][..],
+        &["flows"],
+        &["flows", "kill", "7"],
+        &["down"],
+        &["down", "--all"],
+        &["status", "--session-name", "a"],
+    ] {
         let output = place.run(args);
         assert_eq!(code(&output), 3, "{args:?}");
         assert!(err(&output).starts_with("error: "), "{args:?}: {}", err(&output));
@@ -186,6 +196,48 @@ fn flows_are_listed() {
     assert!(out(&table).contains("169.254.77.1:50000  10.0.1.5:5432"), "{}", out(&table));
     let document: Value = serde_json::from_str(&out(&json)).unwrap();
     assert_eq!(document["sessions"][0]["flows"][0]["target"], "10.0.1.5:5432");
+}
+
+#[test]
+fn flows_are_killed_by_their_ids() {
+    let place = Place::new();
+    let session = Session::start(&place, "prod", State::Up);
+
+    let one = place.run(&["flows", "kill", "7"]);
+    let several = place.run(&["flows", "kill", "6", "7", "9", "--session-name", "prod"]);
+    let json = place.run(&["flows", "kill", "7", "9", "--json"]);
+    let named =
+        place.command(&["flows", "kill", "7"]).env("SSM_PROXY_SESSION_NAME", "prod").output().unwrap();
+    let other = place.run(&["flows", "--session-name", "dev", "kill", "7"]);
+    session.end();
+
+    assert_eq!((code(&one), out(&one)), (0, String::new()), "{}", err(&one));
+    assert_eq!(err(&one), "ok flow 7 reset: 169.254.77.1:50000 to 10.0.1.5:5432\n");
+    assert_eq!(code(&several), 1);
+    for said in ["error: flow 6 has ended already", "ok flow 7 reset", "error: session prod has no flow 9"] {
+        assert!(err(&several).contains(said), "{said}: {}", err(&several));
+    }
+    assert_eq!(code(&json), 1);
+    let document: Value = serde_json::from_str(&out(&json)).unwrap();
+    assert_eq!((&document["schema"], &document["session"]), (&Value::from(1), &Value::from("prod")));
+    let outcomes = [0, 1].map(|at| document["flows"][at]["outcome"].as_str().unwrap());
+    assert_eq!(outcomes, ["killed", "unknown"]);
+    assert_eq!(document["flows"][0]["target"], "10.0.1.5:5432");
+    assert_eq!(code(&named), 0, "{}", err(&named));
+    assert_eq!(code(&other), 3, "{}", err(&other));
+}
+
+#[test]
+fn kill_wants_to_know_which_session_when_several_run() {
+    let place = Place::new();
+    let sessions = [("dev", "10.0.0.0/8"), ("prod", "172.16.0.0/12")]
+        .map(|(name, cidr)| Session::start_with(&place, name, cidr, State::Up));
+
+    let output = place.run(&["flows", "kill", "7"]);
+    sessions.into_iter().for_each(Session::end);
+
+    assert_eq!(code(&output), 2);
+    assert!(err(&output).contains("ssm-proxy flows kill 7 --session-name "), "{}", err(&output));
 }
 
 #[test]
@@ -405,6 +457,7 @@ impl Session {
                         ask = asks.recv() => match ask.unwrap() {
                             Ask::Status(reply) => drop(reply.send(status.clone())),
                             Ask::Flows(reply) => drop(reply.send(vec![flow()])),
+                            Ask::Kill(ids, reply) => drop(reply.send(ids.into_iter().map(killed).collect())),
                             Ask::Down => break true,
                         }
                     }
@@ -487,6 +540,8 @@ fn status(plan: &Plan, state: State) -> Status {
         resumes: 0,
         counters: Default::default(),
         last_error: None,
+        last_error_at: None,
+        recovered_at: None,
     }
 }
 
@@ -499,10 +554,28 @@ fn flow() -> Flow {
         state: "open".to_owned(),
         bytes_tx: 10,
         bytes_rx: 20,
+        packets_tx: 4,
+        packets_rx: 3,
+        retransmits_tx: 0,
+        retransmits_rx: 1,
+        app_rtt_ms: Some(0.5),
         age_seconds: 1.5,
         dial_ms: Some(2.5),
+        verdict: "proxy".to_owned(),
+        ended_by: None,
         error: None,
     }
+}
+
+/// Flow 7 can be killed, 6 has ended, and there never was another.
+fn killed(id: u64) -> Killed {
+    let outcome = match id {
+        7 => Outcome::Killed,
+        6 => Outcome::Ended,
+        _ => Outcome::Unknown,
+    };
+    let known = |text: &str| (id == 7).then(|| text.to_owned());
+    Killed { id, outcome, source: known("169.254.77.1:50000"), target: known("10.0.1.5:5432") }
 }
 
 fn code(output: &Output) -> i32 {

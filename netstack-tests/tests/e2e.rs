@@ -1,11 +1,11 @@
 //! The real client and agent over the simulated service, with real programs on a real TUN device.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use netstack_tests::servers::{self, noise};
@@ -14,6 +14,7 @@ use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, TARGET6, Vpc};
 use netstack_tests::{netns, require_netns};
 use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
+use socket2::SockRef;
 
 /// A world with a session that is up over one lane.
 struct Session {
@@ -445,6 +446,117 @@ fn status_flows_and_down_tell_of_the_session() -> Result<()> {
     assert!(succeeds(&mut session.world.client(&[], &["flows"]))?.contains(&address.to_string()));
     assert!(session.simulator.count(Count::UpStream) > 0);
     session.finish()
+}
+
+#[test]
+fn a_killed_download_is_reset_at_both_sides_and_told_truly() -> Result<()> {
+    if let Some(reason) = netns::why_not() {
+        netns::skipped(&reason);
+        return Ok(());
+    }
+    const PART: usize = 1_000_000;
+    let session = Session::fast()?;
+    let world = &session.world;
+    let (ended, end) = mpsc::channel();
+    let each = move |mut stream: TcpStream| {
+        let sent = stream.write_all(&noise(PART, 3));
+        // After the request, reading ends with the connection.
+        let _ = ended.send(sent.and_then(|()| std::io::copy(&mut stream, &mut std::io::sink())));
+    };
+    let address = servers::serve(&world.vpc, &format!("{TARGET}:0"), each)?;
+    let url = format!("http://{address}/");
+    let mut curl = world.laptop.command("curl");
+    curl.args(["-sS", "--http0.9", "--noproxy", "*", "--max-time", "60", "-o", "/dev/null", &url]);
+    let curl = curl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let flow = eventually(|| {
+        let flow = flow_to(world, address)?;
+        Ok(flow.filter(|flow| flow["bytes_rx"] == PART))
+    })?;
+
+    let id = flow["id"].to_string();
+    assert_eq!((&flow["state"], &flow["verdict"]), (&"open".into(), &"proxy".into()), "{flow}");
+    assert!(flow["ended_by"].is_null() && flow["error"].is_null(), "{flow}");
+    // 64 KiB is the most that a packet carries.
+    assert!(flow["packets_rx"].as_u64() >= Some(16) && flow["packets_tx"].as_u64() >= Some(3), "{flow}");
+    assert_eq!(
+        (flow["retransmits_tx"].as_u64(), flow["retransmits_rx"].as_u64()),
+        (Some(0), Some(0)),
+        "{flow}"
+    );
+    assert!(flow["app_rtt_ms"].as_f64() < Some(1000.0) && flow["app_rtt_ms"].is_number(), "{flow}");
+    assert!(flow["dial_ms"].as_f64() > Some(0.0), "{flow}");
+
+    let killed = text(&world.client(&[], &["flows", "kill", &id]).output()?);
+
+    assert!(
+        killed.contains(&format!("flow {id} reset: ")) && killed.contains(&address.to_string()),
+        "{killed}"
+    );
+    let curl = curl.wait_with_output()?;
+    // CURLE_RECV_ERROR
+    assert_eq!(curl.status.code(), Some(56), "{}", text(&curl));
+    assert!(text(&curl).contains("reset by peer"), "{}", text(&curl));
+    let error = end.recv_timeout(DEADLINE)?.expect_err("the target's connection was reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    let flow = flow_to(world, address)?.context("an ended flow is still told of")?;
+    assert_eq!((&flow["state"], &flow["ended_by"]), (&"reset".into(), &"user".into()), "{flow}");
+    assert_eq!(flow["bytes_rx"], PART, "{flow}");
+
+    let again = world.client(&[], &["flows", "kill", &id]).output()?;
+    assert_eq!(again.status.code(), Some(1), "{}", text(&again));
+    assert!(text(&again).contains("ended already"), "{}", text(&again));
+    session.finish()
+}
+
+#[test]
+fn flows_tell_who_reset_a_connection() -> Result<()> {
+    if let Some(reason) = netns::why_not() {
+        netns::skipped(&reason);
+        return Ok(());
+    }
+    let session = Session::fast()?;
+    let world = &session.world;
+    let linger = |stream: &TcpStream| SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    let by_target = servers::serve(&world.vpc, &format!("{TARGET}:0"), move |mut stream| {
+        let _ = stream.read(&mut [0]);
+        let _ = linger(&stream);
+    })?;
+    let by_application = servers::serve(&world.vpc, &format!("{TARGET}:0"), servers::echo)?;
+    for (address, who) in [(by_target, "target"), (by_application, "application")] {
+        let mut stream = world.laptop.enter(|| TcpStream::connect(address))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.write_all(b"x")?;
+        let read = stream.read(&mut [0]);
+        assert_eq!(read.is_err(), who == "target", "{read:?}");
+        linger(&stream)?;
+        drop(stream);
+
+        let flow = eventually(|| Ok(flow_to(world, address)?.filter(|flow| flow["state"] == "reset")))?;
+
+        assert_eq!(flow["ended_by"], who, "{flow}");
+        assert_eq!(flow["error"], format!("reset by the {who}"), "{flow}");
+    }
+    session.finish()
+}
+
+fn flow_to(world: &Vpc, address: SocketAddr) -> Result<Option<serde_json::Value>> {
+    let told = succeeds(&mut world.client(&[], &["flows", "--json"]))?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    let flows = told["sessions"][0]["flows"].as_array().context("flows")?;
+    Ok(flows.iter().find(|flow| flow["target"] == address.to_string()).cloned())
+}
+
+/// What `look` gives as soon as it gives something.
+#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
+fn eventually<T>(look: impl Fn() -> Result<Option<T>>) -> Result<T> {
+    let limit = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < limit, "it does not come about");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The macro is for tests without a result; this one keeps it in use here.

@@ -853,6 +853,75 @@ fn a_packet_costs_the_same_with_ten_thousand_idle_flows() {
 }
 
 #[test]
+fn the_figures_of_a_flow_are_what_passed() {
+    let delay = Duration::from_millis(3);
+    for (lost, repeated) in [(0, 0), (50, 50)] {
+        let mut world = World::with_mtu(Faults { delay, lost, repeated, ..Faults::default() }, 5, 1500);
+        let socket = world.connect(V4, 40_000);
+        let flow = world.opened();
+        let (up, down) = (Random::new(2).bytes(300_000), Random::new(3).bytes(300_000));
+        world.far(flow).outgoing = down.clone();
+        assert!(world.exchange(socket, &up) == down);
+        world.run_until(|world| world.far(flow).received.len() == up.len());
+        world.run_for(Duration::from_secs(1));
+
+        let figures = world.stack.figures(flow);
+
+        assert_eq!(figures.packets_to, world.down_packets.len() as u64);
+        assert!(!figures.silent);
+        let rtt = figures.rtt.expect("the SYN-ACK was acknowledged");
+        if lost == 0 {
+            assert_eq!(figures.packets_from, world.up_packets.len() as u64);
+            assert_eq!((figures.repeats_from, figures.repeats_to), (0, 0));
+            assert!((2 * delay..3 * delay).contains(&rtt), "{rtt:?}");
+        } else {
+            assert!(figures.repeats_from > 5 && figures.repeats_to > 5, "{figures:?}");
+            assert!((2 * delay..200 * delay).contains(&rtt), "{rtt:?}");
+        }
+    }
+}
+
+#[test]
+fn a_flow_that_is_gone_is_told_of_until_the_next_event() {
+    let mut world = World::new(Faults::default(), 1);
+    let (first, second) = (syn(V4, 1000, 7), syn(V4, 1001, 7));
+    world.stack.handle_packet(&first.packet(), world.now);
+    world.stack.handle_packet(&first.packet(), world.now);
+    let Some(Event::Connect { flow, .. }) = world.stack.poll_event() else { panic!("no connect") };
+    let reset = RawSegment { control: TcpControl::Rst, seq: 8, ..first };
+    world.stack.handle_packet(&reset.packet(), world.now);
+    world.stack.handle_packet(&second.packet(), world.now);
+
+    assert_eq!(world.stack.poll_event(), Some(Event::Reset { flow }));
+    let figures = world.stack.figures(flow);
+    assert_eq!((figures.packets_from, figures.repeats_from), (3, 1));
+    assert!(!figures.silent, "it did reset");
+    assert!(matches!(world.stack.poll_event(), Some(Event::Connect { .. })));
+    assert_eq!(world.stack.figures(flow).packets_from, 0);
+}
+
+#[test]
+fn an_application_whose_system_is_gone_is_called_silent() {
+    let mut world = World::new(Faults::default(), 1);
+    world.stack.handle_packet(&syn(V4, 1000, 7).packet(), world.now);
+    let Some(Event::Connect { flow, .. }) = world.stack.poll_event() else { panic!("no connect") };
+    world.stack.accept(flow, world.now);
+    let limit = world.now + Duration::from_secs(600);
+    let event = loop {
+        world.drain();
+        world.now = world.stack.poll_timeout().expect("it waits for an answer");
+        assert!(world.now < limit);
+        world.stack.handle_timeout(world.now);
+        if let Some(event) = world.stack.poll_event() {
+            break event;
+        }
+    };
+    assert_eq!(event, Event::Reset { flow });
+    let figures = world.stack.figures(flow);
+    assert!(figures.silent && figures.repeats_to > 1 && figures.rtt.is_none(), "{figures:?}");
+}
+
+#[test]
 fn an_idle_flow_has_no_timer() {
     let mut world = World::new(Faults::default(), 1);
     let socket = world.connect(V4, 40_000);

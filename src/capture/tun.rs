@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use agent::local_end::{EndEvent, EndId, LocalEnds};
+use agent::local_end::{EndEvent, EndFigures, EndId, LocalEnds};
 use agent::wire::open::{Kind, Open, Refusal, Target};
 
 use crate::netstack::{Event, FlowId, Stack};
@@ -169,6 +169,10 @@ impl<D: Device> LocalEnds for Capture<D> {
 
     fn failure(&mut self) -> Option<String> {
         self.failure.take().map(|error| format!("the TUN device failed: {error}"))
+    }
+
+    fn figures(&self, end: EndId) -> EndFigures {
+        self.stack.figures(FlowId(end.0))
     }
 
     fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {

@@ -47,7 +47,7 @@ pub(super) fn run(args: Down, print: &Printer) -> anyhow::Result<Exit> {
         end(&super::named(name), print)?;
         return Ok(Exit::Ok);
     }
-    let running = running()?;
+    let running = super::running()?;
     if args.all {
         return end_all(&running, print);
     }
@@ -55,24 +55,8 @@ pub(super) fn run(args: Down, print: &Printer) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Sessions whose process lives.
-fn running() -> anyhow::Result<Vec<Entry>> {
-    let mut entries = super::everywhere()?;
-    entries.retain(|entry| !matches!(client::status(&entry.socket), Err(Fault::Absent | Fault::Dead)));
-    Ok(entries)
-}
-
 fn choose(running: &[Entry]) -> Result<&Entry, UserError> {
-    let default = SessionName::default();
-    match running {
-        [] => Err(super::none_running()),
-        [only] => Ok(only),
-        several => several.iter().find(|entry| entry.name == default).ok_or_else(|| {
-            let names: Vec<_> = several.iter().map(|entry| entry.name.as_str()).collect();
-            UserError::new(Exit::Usage, format!("several sessions are running: {}", names.join(", ")))
-                .hint(format!("ssm-proxy down --session-name {}, or --all", names[0]))
-        }),
-    }
+    super::the_one(running, |name| format!("ssm-proxy down --session-name {name}, or --all"))
 }
 
 /// Ends as many as it can; the first failure is the outcome.

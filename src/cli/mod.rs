@@ -16,6 +16,7 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::SessionName;
+use crate::control::client::{self, Fault};
 use crate::error::{Exit, UserError};
 use crate::os::identity;
 use crate::session::registry::{self, Entry};
@@ -120,6 +121,30 @@ fn everywhere() -> anyhow::Result<Vec<Entry>> {
         entries.extend(registry::list(&dir)?);
     }
     Ok(entries)
+}
+
+/// Sessions whose process lives.
+fn running() -> anyhow::Result<Vec<Entry>> {
+    let mut entries = everywhere()?;
+    entries.retain(|entry| !matches!(client::status(&entry.socket), Err(Fault::Absent | Fault::Dead)));
+    Ok(entries)
+}
+
+/// The session that a command for one session means when no name is given.
+fn the_one<'a>(
+    running: &'a [Entry],
+    hint: impl FnOnce(&SessionName) -> String,
+) -> Result<&'a Entry, UserError> {
+    let default = SessionName::default();
+    match running {
+        [] => Err(none_running()),
+        [only] => Ok(only),
+        several => several.iter().find(|entry| entry.name == default).ok_or_else(|| {
+            let names: Vec<_> = several.iter().map(|entry| entry.name.as_str()).collect();
+            UserError::new(Exit::Usage, format!("several sessions are running: {}", names.join(", ")))
+                .hint(hint(&several[0].name))
+        }),
+    }
 }
 
 fn none_running() -> UserError {

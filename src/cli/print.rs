@@ -149,6 +149,12 @@ fn failure_text(shown: &UserError) -> String {
     text
 }
 
+/// Columns and rows of the terminal that stdout is.
+pub fn screen() -> Option<(usize, usize)> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
+}
+
 /// Columns under headings, without lines. `right` names the columns of numbers.
 pub fn table(headings: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
@@ -205,9 +211,10 @@ pub fn duration(seconds: u64) -> String {
 }
 
 const GOOD: Style = AnsiColor::Green.on_default();
-const ODD: Style = AnsiColor::Yellow.on_default();
-const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(super) const ODD: Style = AnsiColor::Yellow.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 const STRONG: Style = Style::new().bold();
+pub(super) const PLAIN: Style = Style::new();
 
 #[cfg(test)]
 mod tests {

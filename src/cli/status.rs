@@ -155,13 +155,29 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
     }
     let errors: Vec<_> = sessions
         .iter()
-        .filter_map(|s| Some(format!("{}: last error: {}", s.name, print::clean(s.last_error.as_ref()?))))
+        .filter_map(|session| Some(format!("{}: {}", session.name, last_error(session)?)))
         .collect();
     if !errors.is_empty() {
         parts.push(errors.join("\n"));
     }
     parts.join("\n\n")
 }
+
+/// What went wrong last; not for long once that is over.
+fn last_error(session: &control::Status) -> Option<String> {
+    let error = print::clean(session.last_error.as_ref()?);
+    let now = session.started_at + session.uptime_seconds;
+    let ago = |moment: u64| now.saturating_sub(moment);
+    match (session.recovered_at.map(ago), session.last_error_at.map(ago)) {
+        (Some(over), _) if over > REMEMBERED => None,
+        (Some(over), _) => Some(format!("recovered {} ago from: {error}", print::duration(over))),
+        (None, Some(since)) => Some(format!("last error, {} ago: {error}", print::duration(since))),
+        (None, None) => Some(format!("last error: {error}")),
+    }
+}
+
+/// Seconds for which a trouble that is over is still told.
+const REMEMBERED: u64 = 600;
 
 fn row(session: &control::Status, before: Option<&Traffic>) -> Vec<String> {
     let mut row = vec![
@@ -239,6 +255,22 @@ prod     1     ssm   31.2ms  1m 0s  16.4kB     1.0kB / 2.0kB  dev-0a1b2c"
         assert!(text(&[later.clone()], Some(&before)).contains("0B/s / 1.5MB/s"));
         later.pid += 1;
         assert!(!text(&[later], Some(&before)).contains("B/s"), "another process counts from its own start");
+    }
+
+    #[test]
+    fn a_trouble_is_told_with_its_time_and_forgotten_once_it_is_over() {
+        let mut session = status("prod");
+        session.last_error = Some("connection lost".to_owned());
+        let now = session.started_at + session.uptime_seconds;
+        let mut tell = |since: Option<u64>, over: Option<u64>| {
+            session.last_error_at = since.map(|ago| now - ago);
+            session.recovered_at = over.map(|ago| now - ago);
+            last_error(&session)
+        };
+
+        assert_eq!(tell(Some(190), None).unwrap(), "last error, 3m 10s ago: connection lost");
+        assert_eq!(tell(Some(190), Some(5)).unwrap(), "recovered 5s ago from: connection lost");
+        assert_eq!(tell(Some(9000), Some(601)), None);
     }
 
     #[test]

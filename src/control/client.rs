@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Answer, Flow, Request, Status};
+use super::{Answer, Flow, Killed, Request, Status};
 use crate::error::{Exit, UserError};
 
 /// Why a session could not be asked.
@@ -86,14 +86,28 @@ impl fmt::Display for Fault {
 pub fn status(socket: &Path) -> Result<Status, Fault> {
     match ask(socket, &Request::Status)?.1 {
         Answer::Status(status) => Ok(*status),
-        other @ (Answer::Flows { .. } | Answer::Ending | Answer::Error { .. }) => Err(unexpected(other)),
+        other @ (Answer::Flows { .. } | Answer::Killed { .. } | Answer::Ending | Answer::Error { .. }) => {
+            Err(unexpected(other))
+        }
     }
 }
 
 pub fn flows(socket: &Path) -> Result<Vec<Flow>, Fault> {
     match ask(socket, &Request::Flows)?.1 {
         Answer::Flows { flows } => Ok(flows),
-        other @ (Answer::Status(_) | Answer::Ending | Answer::Error { .. }) => Err(unexpected(other)),
+        other @ (Answer::Status(_) | Answer::Killed { .. } | Answer::Ending | Answer::Error { .. }) => {
+            Err(unexpected(other))
+        }
+    }
+}
+
+/// Resets flows; tells of each in this order.
+pub fn kill(socket: &Path, flows: &[u64]) -> Result<Vec<Killed>, Fault> {
+    match ask(socket, &Request::Kill { flows: flows.to_vec() })?.1 {
+        Answer::Killed { flows } => Ok(flows),
+        other @ (Answer::Status(_) | Answer::Flows { .. } | Answer::Ending | Answer::Error { .. }) => {
+            Err(unexpected(other))
+        }
     }
 }
 
@@ -102,7 +116,7 @@ pub fn down(socket: &Path, deadline: Duration) -> Result<(), Fault> {
     let (mut stream, answer) = ask(socket, &Request::Down)?;
     match answer {
         Answer::Ending => {}
-        other @ (Answer::Status(_) | Answer::Flows { .. } | Answer::Error { .. }) => {
+        other @ (Answer::Status(_) | Answer::Flows { .. } | Answer::Killed { .. } | Answer::Error { .. }) => {
             return Err(unexpected(other));
         }
     }
@@ -117,7 +131,7 @@ pub fn down(socket: &Path, deadline: Duration) -> Result<(), Fault> {
 }
 
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Ten thousand flows take about 3 MB.
+/// Ten thousand flows take about 4 MB.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
 fn ask(socket: &Path, request: &Request) -> Result<(BufReader<UnixStream>, Answer), Fault> {
@@ -161,7 +175,7 @@ fn fault(error: io::Error) -> Fault {
 fn unexpected(answer: Answer) -> Fault {
     match answer {
         Answer::Error { message } => Fault::Refused(message),
-        Answer::Status(_) | Answer::Flows { .. } | Answer::Ending => {
+        Answer::Status(_) | Answer::Flows { .. } | Answer::Killed { .. } | Answer::Ending => {
             Fault::Garbled("the answer to another question".to_owned())
         }
     }

@@ -16,6 +16,10 @@ pub const SCHEMA: u32 = 1;
 pub enum Request {
     Status,
     Flows,
+    /// Reset these flows.
+    Kill {
+        flows: Vec<u64>,
+    },
     Down,
 }
 
@@ -26,6 +30,9 @@ pub enum Answer {
     Status(Box<Status>),
     Flows {
         flows: Vec<Flow>,
+    },
+    Killed {
+        flows: Vec<Killed>,
     },
     /// The session has begun to end; the connection closes when its clean-up is done.
     Ending,
@@ -79,6 +86,10 @@ pub struct Status {
     pub counters: std::collections::BTreeMap<String, u64>,
     /// The last thing that went wrong, in one sentence.
     pub last_error: Option<String>,
+    /// When it did, in Unix seconds.
+    pub last_error_at: Option<u64>,
+    /// Since when the session is up again.
+    pub recovered_at: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -105,10 +116,43 @@ pub struct Flow {
     pub state: String,
     pub bytes_tx: u64,
     pub bytes_rx: u64,
+    /// Packets between the application and us.
+    pub packets_tx: u64,
+    pub packets_rx: u64,
+    /// Segments sent again, of the packets above.
+    pub retransmits_tx: u64,
+    pub retransmits_rx: u64,
+    /// Smoothed, between us and the application.
+    pub app_rtt_ms: Option<f64>,
     pub age_seconds: f64,
-    /// How long the agent's dial took.
+    /// From the application's first packet to the agent's answer about the target.
     pub dial_ms: Option<f64>,
+    /// What was decided about it: `proxy`.
+    pub verdict: String,
+    /// Who ended it, unless it ended in order: application, target, network, agent, tunnel, user.
+    pub ended_by: Option<String>,
+    /// How, in one sentence.
     pub error: Option<String>,
+}
+
+/// What became of a flow that was to be reset.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Killed {
+    pub id: u64,
+    pub outcome: Outcome,
+    /// The flow, if it was killed.
+    pub source: Option<String>,
+    pub target: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Killed,
+    /// It had ended before.
+    Ended,
+    /// There never was one.
+    Unknown,
 }
 
 #[cfg(test)]
@@ -120,6 +164,7 @@ pub(crate) mod tests {
         for (request, text) in [
             (Request::Status, r#"{"op":"status"}"#),
             (Request::Flows, r#"{"op":"flows"}"#),
+            (Request::Kill { flows: vec![7, 9] }, r#"{"op":"kill","flows":[7,9]}"#),
             (Request::Down, r#"{"op":"down"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), text);
@@ -173,6 +218,8 @@ pub(crate) mod tests {
             resumes: 1,
             counters: std::collections::BTreeMap::new(),
             last_error: None,
+            last_error_at: None,
+            recovered_at: None,
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::{Answer, Flow, Request, Status};
+use super::{Answer, Flow, Killed, Request, Status};
 
 /// Who may use a session besides root: the user who started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Owner {
 pub enum Ask {
     Status(oneshot::Sender<Status>),
     Flows(oneshot::Sender<Vec<Flow>>),
+    /// Reset these flows.
+    Kill(Vec<u64>, oneshot::Sender<Vec<Killed>>),
     /// End the session. Whoever asked waits until the [`Server`] is dropped.
     Down,
 }
@@ -150,6 +152,10 @@ async fn converse(stream: &mut BufReader<UnixStream>, owner: Owner, handle: &Han
         let answer = match request {
             Request::Status => handle.ask(Ask::Status).await.map(|status| Answer::Status(Box::new(status))),
             Request::Flows => handle.ask(Ask::Flows).await.map(|flows| Answer::Flows { flows }),
+            Request::Kill { flows } => {
+                let killed = handle.ask(|reply| Ask::Kill(flows, reply)).await;
+                killed.map(|flows| Answer::Killed { flows })
+            }
             Request::Down => return down(stream, handle).await,
         };
         let answer = answer.unwrap_or_else(|| Answer::Error { message: BUSY.to_owned() });
@@ -285,6 +291,7 @@ pub(crate) mod tests {
                 match ask {
                     Ask::Status(reply) => drop(reply.send(super::super::tests::status("t"))),
                     Ask::Flows(reply) => drop(reply.send(Vec::new())),
+                    Ask::Kill(_, reply) => drop(reply.send(Vec::new())),
                     Ask::Down => return true,
                 }
             }

@@ -53,7 +53,10 @@ impl Stack {
                     let at = *heard + PENDING_LIFE;
                     self.arm(slot, at, now);
                 }
-                State::Pending(..) => self.lose(slot),
+                State::Pending(..) => {
+                    flow.meter.give_up();
+                    self.lose(slot);
+                }
                 State::Open(connection) if connection.is_abandoned(now) => self.abandon(slot, now),
                 State::Open(_) => self.dirty.push(slot),
                 State::Gone => {}
@@ -65,7 +68,7 @@ impl Stack {
 
     /// Sends at most one turn's packets of a flow.
     fn send(&mut self, slot: u32, now: Instant, emit: &mut dyn FnMut(&[u8]) -> bool) -> Sent {
-        let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(slot) else {
+        let Some(Flow { state: State::Open(connection), meter, .. }) = self.table.get_mut(slot) else {
             return Sent::All;
         };
         for _ in 0..PACKETS_PER_TURN {
@@ -73,6 +76,7 @@ impl Stack {
             if self.out.is_empty() {
                 return Sent::All;
             }
+            meter.said(self.out.bytes(), now);
             if !emit(self.out.bytes()) {
                 return Sent::DeviceFull;
             }
@@ -111,7 +115,10 @@ impl Stack {
             self.table.unmap(slot);
             return self.tell(slot);
         }
-        let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(slot) else { return };
+        let Some(Flow { state: State::Open(connection), meter, .. }) = self.table.get_mut(slot) else {
+            return;
+        };
+        meter.give_up();
         connection.abort(&mut self.io, now);
         self.lose(slot);
         self.post_reply();

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::counters::DropReason;
 use super::event::Untold;
 use super::flow_table::Tuple;
+use super::meter::Meter;
 use super::packet::{self, Packet, Segment, Syn};
 use super::tcp::Fate;
 use super::{Flow, PENDING_LIFE, Stack, State, icmp, reply};
@@ -42,8 +43,10 @@ impl Stack {
         let Some(slot) = self.table.find(&tuple) else {
             return self.handle_unknown(tuple, packet, &segment, now);
         };
-        match self.table.get_mut(slot).map(|flow| &mut flow.state) {
-            Some(State::Pending(syn, heard)) if segment.opens() => {
+        let Some(flow) = self.table.get_mut(slot) else { return self.answer_stray(packet, &segment) };
+        flow.meter.heard(packet, &segment, now);
+        match &mut flow.state {
+            State::Pending(syn, heard) if segment.opens() => {
                 if segment.seq != syn.seq {
                     *syn = Syn::keep(packet, &segment)?;
                 }
@@ -51,29 +54,29 @@ impl Stack {
                 self.counters.syns_repeated += 1;
                 Ok(())
             }
-            Some(State::Pending(syn, _)) if segment.has(packet::RST) => {
+            State::Pending(syn, _) if segment.has(packet::RST) => {
                 if segment.seq.wrapping_sub(syn.seq) > 1 {
                     return Err(DropReason::StrayReset);
                 }
                 self.lose(slot);
                 Ok(())
             }
-            Some(State::Open(connection)) if segment.opens() && connection.is_replaced_by(segment.seq) => {
+            State::Open(connection) if segment.opens() && connection.is_replaced_by(segment.seq) => {
                 self.end(slot);
                 self.handle_unknown(tuple, packet, &segment, now)
             }
-            Some(State::Open(connection)) if segment.opens() => {
+            State::Open(connection) if segment.opens() => {
                 let challenge = connection.challenge();
                 let sum = self.config.emit_checksums;
                 reply::build_challenge(packet, &segment, challenge, sum, &mut self.scratch);
                 self.post();
                 Ok(())
             }
-            Some(State::Open(_)) => {
+            State::Open(_) => {
                 self.handle_segment(slot, packet, &segment, now);
                 Ok(())
             }
-            Some(State::Pending(..) | State::Gone) | None => self.answer_stray(packet, &segment),
+            State::Pending(..) | State::Gone => self.answer_stray(packet, &segment),
         }
     }
 
@@ -96,7 +99,9 @@ impl Stack {
         }
         let state = State::Pending(Syn::keep(packet, segment)?, now);
         let untold = Untold { connect: true, ..Untold::default() };
-        let slot = self.table.insert(tuple, Flow { state, untold, armed: None });
+        let mut meter = Meter::default();
+        meter.heard(packet, segment, now);
+        let slot = self.table.insert(tuple, Flow { state, untold, armed: None, meter });
         self.counters.flows_opened += 1;
         self.counters.flows_pending += 1;
         self.counters.flows_now += 1;
@@ -116,8 +121,13 @@ impl Stack {
     }
 
     fn handle_segment(&mut self, slot: u32, packet: &Packet<'_>, segment: &Segment, now: Instant) {
-        let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(slot) else { return };
+        let Some(Flow { state: State::Open(connection), meter, .. }) = self.table.get_mut(slot) else {
+            return;
+        };
         let fate = connection.receive(&mut self.io, packet, segment, now);
+        if !self.io.reply.is_empty() {
+            meter.said(self.io.reply.bytes(), now);
+        }
         match fate {
             Fate::Open => self.dirty.push(slot),
             Fate::Over => self.table.unmap(slot),

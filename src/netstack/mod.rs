@@ -19,6 +19,7 @@ mod event;
 mod flow_table;
 mod icmp;
 mod ingress;
+mod meter;
 mod packet;
 mod queue;
 mod reply;
@@ -28,6 +29,7 @@ mod tcp;
 
 use std::time::{Duration, Instant};
 
+use agent::local_end::EndFigures;
 use agent::wire::open::Refusal;
 
 pub use self::counters::{Counters, DropReason};
@@ -36,6 +38,7 @@ use self::event::Untold;
 pub use self::event::{Event, FlowId};
 use self::flow_table::{FlowTable, Tuple};
 use self::icmp::{Answer, RateLimit};
+use self::meter::Meter;
 use self::packet::{Packet, Segment, Syn};
 use self::queue::{Queue, Timers};
 use self::rest::Resting;
@@ -112,6 +115,8 @@ pub struct Stack {
     replies: RateLimit,
     scratch: Vec<u8>,
     counters: Counters,
+    /// The figures of the flow that was removed last, until its owner can no longer ask for them.
+    parted: Option<(FlowId, EndFigures)>,
 }
 
 struct Flow {
@@ -119,6 +124,7 @@ struct Flow {
     untold: Untold,
     /// The one entry among the timers that counts.
     armed: Option<Instant>,
+    meter: Meter,
 }
 
 enum State {
@@ -152,6 +158,7 @@ impl Stack {
             replies: RateLimit::new(now),
             scratch: Vec::new(),
             counters: Counters::default(),
+            parted: None,
             config,
         }
     }
@@ -176,6 +183,7 @@ impl Stack {
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {
+        self.parted = None;
         loop {
             let slot = self.events.pop()?;
             let Some(tuple) = self.table.tuple(slot) else { continue };
@@ -287,6 +295,15 @@ impl Stack {
         }
     }
 
+    /// What was counted of a flow; of one that is gone, until the next `poll_event`.
+    pub fn figures(&self, flow: FlowId) -> EndFigures {
+        match (self.table.get(flow.0), self.parted) {
+            (Some(flow), _) => flow.meter.figures(),
+            (None, Some((parted, figures))) if parted == flow => figures,
+            (None, Some(_) | None) => EndFigures::default(),
+        }
+    }
+
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -369,6 +386,7 @@ impl Stack {
 
     fn remove(&mut self, slot: u32) {
         let Some(flow) = self.table.remove(slot) else { return };
+        self.parted = Some((FlowId(slot), flow.meter.figures()));
         self.counters.flows_now -= 1;
         if matches!(flow.state, State::Pending(..)) {
             self.counters.flows_pending -= 1;

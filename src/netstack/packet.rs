@@ -243,6 +243,17 @@ impl Told {
     }
 }
 
+/// The sequence number of a TCP packet that smoltcp built, and that behind all it takes up.
+#[inline]
+pub(super) fn sequence(bytes: &[u8]) -> Option<(u32, u32)> {
+    let header = if bytes.first()? >> 4 == 4 { V4_HEADER } else { V6_HEADER };
+    let tcp = bytes.get(header..header + TCP_HEADER)?;
+    let data = (bytes.len() - header).saturating_sub(usize::from(tcp[12] >> 4) * 4) as u32;
+    let control = u32::from(tcp[13] & SYN != 0) + u32::from(tcp[13] & FIN != 0);
+    let seq = u32_at(tcp, 4);
+    Some((seq, seq.wrapping_add(data).wrapping_add(control)))
+}
+
 /// Whether a host that an application runs on may send from this address.
 fn may_send(address: IpAddr) -> bool {
     match address {

@@ -238,7 +238,11 @@ async fn answer(asks: &mut mpsc::Receiver<Ask>, teller: &Arc<Teller>) {
                 tokio::spawn(async move { drop(reply.send(teller.status().await)) });
             }
             Ask::Flows(reply) => {
-                tokio::spawn(async move { drop(reply.send(teller.flows().await)) });
+                // No answer, dropped, says that the data thread gives none.
+                tokio::spawn(async move { teller.flows().await.map(|flows| reply.send(flows)) });
+            }
+            Ask::Kill(flows, reply) => {
+                tokio::spawn(async move { teller.kill(flows).await.map(|killed| reply.send(killed)) });
             }
             Ask::Down => return,
         }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Device;
 use crate::config::Plan;
-use crate::control::{Flow, Lane, SCHEMA, State, Status};
+use crate::control::{Flow, Killed, Lane, SCHEMA, State, Status};
 use crate::engine::{self, Ask};
 use crate::flows;
 use crate::tunnel::health::{Health, HealthView};
@@ -53,6 +53,8 @@ impl Teller {
             resumes: 0,
             counters: BTreeMap::new(),
             last_error: None,
+            last_error_at: None,
+            recovered_at: None,
         };
         Self { fixed: Mutex::new(fixed), started: engine::now(), health, asks: OnceLock::new() }
     }
@@ -92,7 +94,9 @@ impl Teller {
             lanes: lanes(&report, &health),
             resumes: health.resumes,
             counters,
-            last_error: health.last_error.clone(),
+            last_error: health.trouble.as_ref().map(|trouble| trouble.what.clone()),
+            last_error_at: health.trouble.as_ref().map(|trouble| unix_at(trouble.since)),
+            recovered_at: health.trouble.as_ref().and_then(|trouble| trouble.over).map(unix_at),
             ..self.fixed().clone()
         }
     }
@@ -102,15 +106,33 @@ impl Teller {
         self.health.update(|health| health.state = State::Ending);
     }
 
-    pub(super) async fn flows(&self) -> Vec<Flow> {
-        let report = self.report().await.unwrap_or_default();
-        report.flows.iter().map(flows::row).collect()
+    /// All flows by their ids, in pages: between two of them packets move on.
+    pub(super) async fn flows(&self) -> Option<Vec<Flow>> {
+        // One that ends between two pages comes twice; the later word holds.
+        let mut flows = BTreeMap::new();
+        let mut from = self.asks.get().map(|_| 0);
+        while let Some(place) = from {
+            let page = self.ask(|reply| Ask::Flows(place, reply)).await?;
+            flows.extend(page.flows.iter().map(|flow| (flow.serial, flows::row(flow))));
+            from = page.next;
+        }
+        Some(flows.into_values().collect())
+    }
+
+    pub(super) async fn kill(&self, ids: Vec<u64>) -> Option<Vec<Killed>> {
+        let asked = ids.clone();
+        let outcomes = self.ask(|reply| Ask::Kill(asked, reply)).await?;
+        Some(ids.into_iter().zip(&outcomes).map(|(id, outcome)| flows::killed(id, outcome)).collect())
     }
 
     async fn report(&self) -> Option<Report> {
+        self.ask(Ask::Report).await
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
         let (sender, reply) = oneshot::channel();
         let asked = async {
-            self.asks.get()?.send(Ask::Report(sender)).await.ok()?;
+            self.asks.get()?.send(make(sender)).await.ok()?;
             reply.await.ok()
         };
         tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
@@ -140,6 +162,13 @@ fn lanes(report: &Report, health: &Health) -> Vec<Lane> {
 #[expect(clippy::disallowed_methods, reason = "a driver: when the session began, for people")]
 pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// When it was, by today's clock.
+#[expect(clippy::disallowed_methods, reason = "a driver: moments as people and scripts name them")]
+fn unix_at(moment: Instant) -> u64 {
+    let then = SystemTime::now().checked_sub(engine::now().saturating_duration_since(moment));
+    then.and_then(|then| then.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 
 /// A data thread that does not answer for this long is reported without its figures.

@@ -17,12 +17,29 @@ use crate::ssm::socket::LaneHandle;
 pub struct Health {
     pub state: State,
     pub agent_version: Option<String>,
-    pub last_error: Option<String>,
+    /// The last thing that went wrong.
+    pub trouble: Option<Trouble>,
     pub lanes: Vec<LaneFacts>,
     pub resumes: u64,
     /// Trunks that ended and took their flows with them.
     pub trunks_lost: u64,
     outage: Outage,
+}
+
+/// Something that went wrong with the tunnel.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// In one sentence.
+    pub what: String,
+    pub since: Instant,
+    /// When the tunnel was up again.
+    pub over: Option<Instant>,
+}
+
+impl Trouble {
+    fn new(what: String, since: Instant) -> Option<Self> {
+        Some(Self { what, since, over: None })
+    }
 }
 
 /// What is known of a lane beyond what the trunk counts.
@@ -67,7 +84,7 @@ impl HealthView {
         let health = Health {
             state: State::Connecting,
             agent_version: None,
-            last_error: None,
+            trouble: None,
             lanes: Vec::new(),
             resumes: 0,
             trunks_lost: 0,
@@ -110,7 +127,7 @@ impl HealthView {
     pub(super) fn begin_outage(&self, since: Instant, reason: String) {
         let mut health = self.lock();
         health.state = State::Reconnecting;
-        health.last_error = Some(format!("connection lost: {reason}"));
+        health.trouble = Trouble::new(format!("connection lost: {reason}"), since);
         let news = health.outage.begin(since);
         drop(health);
         if news {
@@ -118,12 +135,12 @@ impl HealthView {
         }
     }
 
-    pub(super) fn trouble(&self, error: LaneError) {
+    pub(super) fn trouble(&self, now: Instant, error: LaneError) {
         let why = error.to_string();
         debug!("no lane yet: {why}");
         let mut health = self.lock();
         let news = health.outage.trouble(&why);
-        health.last_error = Some(why);
+        health.trouble = Trouble::new(why, now);
         drop(health);
         if news {
             self.tell(Happening::Trouble(error));
@@ -133,6 +150,9 @@ impl HealthView {
     pub(super) fn end_outage(&self, now: Instant, resumed: bool) {
         let mut health = self.lock();
         health.state = State::Up;
+        if let Some(trouble) = &mut health.trouble {
+            trouble.over.get_or_insert(now);
+        }
         let ended = health.outage.end(now);
         drop(health);
         if let Some(after) = ended {
@@ -146,7 +166,7 @@ impl HealthView {
         health.lanes.clear();
         health.trunks_lost += 1;
         health.state = State::Reconnecting;
-        health.last_error = Some(reason.clone());
+        health.trouble = Trouble::new(reason.clone(), now);
         health.outage.begin(now);
         drop(health);
         self.tell(Happening::TrunkLost { reason });

@@ -197,7 +197,7 @@ impl Lanes {
                     if error.wants_login() {
                         self.path.renew_credentials().await;
                     }
-                    self.health.trouble(error);
+                    self.health.trouble(engine::now(), error);
                 }
             }
             if commands.is_closed() {
