@@ -198,6 +198,25 @@ fn flows_are_listed() {
     assert_eq!(document["sessions"][0]["flows"][0]["target"], "10.0.1.5:5432");
 }
 
+/// A session of this name has so many flows.
+const CROWDED: &str = "crowded";
+const CROWD: usize = 20_000;
+
+#[test]
+fn twenty_thousand_flows_are_listed() {
+    let place = Place::new();
+    let session = Session::start(&place, CROWDED, State::Up);
+
+    let table = place.run(&["flows"]);
+    let json = place.run(&["flows", "--json"]);
+    session.end();
+
+    assert_eq!((code(&table), code(&json)), (0, 0), "{}{}", err(&table), err(&json));
+    assert_eq!(out(&table).lines().count(), 1 + CROWD);
+    let document: Value = serde_json::from_str(&out(&json)).unwrap();
+    assert_eq!(document["sessions"][0]["flows"].as_array().unwrap().len(), CROWD);
+}
+
 #[test]
 fn flows_are_killed_by_their_ids() {
     let place = Place::new();
@@ -441,6 +460,7 @@ impl Session {
     fn start_for(place: &Place, name: &str, cidr: &str, state: State, owner: Owner) -> Self {
         let plan = plan(name, cidr);
         let status = status(&plan, state);
+        let flows = if name == CROWDED { CROWD } else { 1 };
         let mut claim = registry::claim(place.dir(), &plan, owner, 1).unwrap();
         claim.set_device("ssmp0").unwrap();
         let (ready, started) = std::sync::mpsc::channel();
@@ -456,7 +476,7 @@ impl Session {
                         _ = &mut stopped => break false,
                         ask = asks.recv() => match ask.unwrap() {
                             Ask::Status(reply) => drop(reply.send(status.clone())),
-                            Ask::Flows(reply) => drop(reply.send(vec![flow()])),
+                            Ask::Flows(reply) => drop(reply.send(vec![flow(); flows])),
                             Ask::Kill(ids, reply) => drop(reply.send(ids.into_iter().map(killed).collect())),
                             Ask::Down => break true,
                         }

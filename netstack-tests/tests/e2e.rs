@@ -318,12 +318,16 @@ fn an_agent_that_restarts_costs_its_connections_and_nothing_more() -> Result<()>
 
     let ended = open.read(&mut [0]);
     assert!(ended.is_err(), "the connection of the dead agent gave {ended:?}");
+    let flow = eventually(|| flow_to(&session.world, address))?;
+    assert_eq!((&flow["state"], &flow["ended_by"]), (&"reset".into(), &"tunnel".into()), "{flow}");
     let mut fresh = session.world.laptop.enter(|| TcpStream::connect(address))?;
     fresh.set_read_timeout(Some(DEADLINE))?;
     fresh.write_all(b"y")?;
     let mut byte = [0];
     fresh.read_exact(&mut byte)?;
     assert_eq!(&byte, b"y");
+    let status = session.world.status()?;
+    assert_eq!((status["flows_total"].as_u64(), status["bytes_tx"].as_u64()), (Some(2), Some(2)), "{status}");
     session.finish()
 }
 

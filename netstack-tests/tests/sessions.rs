@@ -670,12 +670,17 @@ fn a_lost_connection_and_its_return_are_told_once() {
     let status = world.vpc.status().unwrap();
     assert_eq!(status["state"], "reconnecting", "{status}");
     assert!(status["last_error"].as_str().unwrap().contains("websocket was cut"), "{status}");
+    assert!(status["last_error_at"].is_u64() && status["recovered_at"].is_null(), "{status}");
     assert_eq!(world.client(&["status"]).status.code(), Some(6));
     world.simulator.knobs(|knobs| knobs.resume = ResumeAnswer::Token);
     let back = client.wait_for("reconnected after", DEADLINE).unwrap();
     assert!(back.contains("open connections went on"), "{back}");
     round_trip(&mut open);
-    assert_eq!(world.vpc.status().unwrap()["state"], "up");
+    let status = world.vpc.status().unwrap();
+    assert_eq!(status["state"], "up");
+    assert!(status["recovered_at"].as_u64() >= status["last_error_at"].as_u64(), "{status}");
+    let shown = world.client(&["status"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("recovered "), "{shown:?}");
     client.end(Signal::INT).unwrap();
     let told = client.seen.iter().filter(|line| line.contains("lost") || line.contains("reconnected after"));
     assert_eq!(told.count(), 2, "{}", client.seen.join("\n"));

@@ -131,10 +131,7 @@ fn running() -> anyhow::Result<Vec<Entry>> {
 }
 
 /// The session that a command for one session means when no name is given.
-fn the_one<'a>(
-    running: &'a [Entry],
-    hint: impl FnOnce(&SessionName) -> String,
-) -> Result<&'a Entry, UserError> {
+fn the_one(running: &[Entry], hint: impl FnOnce(&SessionName) -> String) -> Result<&Entry, UserError> {
     let default = SessionName::default();
     match running {
         [] => Err(none_running()),
