@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::wire::hello::{AgentKey, Psk, ShortKey};
 
@@ -58,16 +59,14 @@ pub fn agent_key(directory: &Path) -> Result<AgentKey, KeyError> {
     let path = directory.join("agent.key");
     let failed = |error| KeyError::Io { path: path.clone(), error };
     match read_secret(&path) {
-        Ok(content) => {
-            let key = <[u8; 32]>::try_from(content.as_slice());
-            key.map(AgentKey::from_bytes)
-                .map_err(|_| KeyError::Damaged { path: path.clone(), length: content.len() })
-        }
+        Ok(content) => own_key(&path, &content),
         Err(KeyError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             let key = random()?;
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-            write_secret(&path, &key).map_err(failed)?;
-            Ok(AgentKey::from_bytes(key))
+            if write_secret(&path, &key).map_err(failed)? {
+                return Ok(AgentKey::from_bytes(key));
+            }
+            own_key(&path, &read_secret(&path)?)
         }
         Err(error) => Err(error),
     }
@@ -83,6 +82,11 @@ pub fn random() -> Result<[u8; 32], KeyError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(KeyError::Entropy)?;
     Ok(bytes)
+}
+
+fn own_key(path: &Path, content: &[u8]) -> Result<AgentKey, KeyError> {
+    let key = <[u8; 32]>::try_from(content).map(AgentKey::from_bytes);
+    key.map_err(|_| KeyError::Damaged { path: path.to_owned(), length: content.len() })
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, KeyError> {
@@ -101,14 +105,27 @@ fn read_secret(path: &Path) -> Result<Vec<u8>, KeyError> {
     Ok(content)
 }
 
-/// Writes beside the final name first, so that a crash leaves no half key.
-fn write_secret(path: &Path, content: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+/// Writes beside the final name first, so that a crash leaves no half key; false if another agent's key
+/// stands there by then.
+fn write_secret(path: &Path, content: &[u8]) -> io::Result<bool> {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let beside = path.with_extension(format!("new-{}-{serial}", std::process::id()));
+    let placed = write_file(&beside, content).and_then(|()| match std::fs::hard_link(&beside, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    });
+    // Of no use any more; left behind, it is overwritten or stays a file that only its owner reads.
+    let _ = std::fs::remove_file(&beside);
+    placed
+}
+
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(beside, path)
+    file.sync_all()
 }
 
 /// More than any key has.
@@ -174,5 +191,24 @@ mod tests {
         assert!(matches!(agent_key(&state), Err(KeyError::Damaged { length: 5, .. })));
         std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(agent_key(&state), Err(KeyError::Open { .. })));
+    }
+
+    #[test]
+    fn agents_that_start_together_share_the_key_of_the_first() {
+        let scratch = Scratch::new("race");
+        for round in 0..20 {
+            let state = scratch.0.join(round.to_string());
+            let together = std::sync::Barrier::new(8);
+            let start = || {
+                together.wait();
+                agent_key(&state).map(|key| key.public())
+            };
+            let keys: Vec<_> = std::thread::scope(|scope| {
+                let agents: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+                agents.into_iter().map(|agent| agent.join().unwrap().unwrap()).collect()
+            });
+            assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+            assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
+        }
     }
 }
