@@ -3,16 +3,19 @@
 //!
 //! Each slot has one waker that leaves the slot's number in a shared inbox; `poll_io` looks at those
 //! slots only. What is to be told waits as flags in the end itself, so nothing queues without bound.
-//! An end's life: (resolving ->) dialling -> connected -> over; `over` lasts until it was told.
+//! An end's life: (resolving ->) dialling -> connected -> over; `over` lasts until it was told. Flows of
+//! datagrams dial nobody: (resolving ->) datagrams -> over.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use self::datagrams::{Datagrams, Post};
 use self::inbox::{Inbox, SlotWaker};
+use self::limits::Tally;
 use self::names::{Answer, Names, Question};
 use self::rules::Rules;
 use self::slot::{Dial, News, Slot, State};
@@ -20,11 +23,16 @@ use self::tcp::{Connection, Read, Sent};
 use crate::local_end::{EndEvent, EndId, LocalEnds};
 use crate::wire::open::{Kind, Open, Refusal, Target};
 
+mod datagrams;
+mod echo;
 mod inbox;
+mod limits;
 mod names;
 pub mod rules;
 mod slot;
+mod system;
 mod tcp;
+mod troubles;
 
 /// What may be dialled, and how much of it.
 #[derive(Clone, Debug)]
@@ -36,6 +44,10 @@ pub struct DialConfig {
     pub max_flows: usize,
     /// Dials in progress at once, of all trunks.
     pub max_dials: usize,
+    /// Flows that may begin in a second, of all trunks.
+    pub dials_per_second: u32,
+    /// How long a flow of datagrams may be silent; the client's own limits are shorter.
+    pub idle: Duration,
     /// Bytes that may wait for one target that does not take them.
     pub window: usize,
 }
@@ -45,8 +57,11 @@ impl Default for DialConfig {
         Self {
             rules: Rules::default(),
             timeout: Duration::from_secs(10),
-            max_flows: 16_384,
+            max_flows: 32_768,
             max_dials: 1_024,
+            // Above what one engine can connect (13,300), so that only a flood meets it.
+            dials_per_second: 20_000,
+            idle: Duration::from_secs(600),
             window: 4 << 20,
         }
     }
@@ -77,6 +92,7 @@ impl Dialer {
             woken: VecDeque::new(),
             news: VecDeque::new(),
             deadlines: BTreeSet::new(),
+            post: Post::default(),
             serial: 0,
             at_io: false,
         }
@@ -84,15 +100,8 @@ impl Dialer {
 
     /// Flows of all trunks, dials in progress included.
     pub fn flows(&self) -> usize {
-        self.tally.flows.load(Ordering::Relaxed)
+        self.tally.flows()
     }
-}
-
-/// How much there is of what [`DialConfig`] limits.
-#[derive(Debug, Default)]
-struct Tally {
-    flows: AtomicUsize,
-    dials: AtomicUsize,
 }
 
 /// The sockets of one trunk's flows. Dropping it resets them all.
@@ -108,8 +117,10 @@ pub struct Sockets {
     woken: VecDeque<u32>,
     /// Slots that have something to tell; each stands in it once at most.
     news: VecDeque<u32>,
-    /// Of the dials in progress.
+    /// Of the dials in progress and the flows of datagrams.
     deadlines: BTreeSet<(Instant, u32)>,
+    /// What flows of datagrams share.
+    post: Post,
     /// Counts the dials, so that a late answer finds the right one or none.
     serial: u64,
     /// Inside `poll_io`, whose answer says whether there is something to tell.
@@ -118,28 +129,28 @@ pub struct Sockets {
 
 impl LocalEnds for Sockets {
     fn open(&mut self, open: &Open, now: Instant) -> Result<EndId, Refusal> {
-        match open.kind {
-            Kind::Tcp => {}
-            Kind::Udp | Kind::Echo | Kind::Dns => return Err(Refusal::Unsupported),
-        }
-        if self.tally.flows.load(Ordering::Relaxed) >= self.config.max_flows
-            || self.tally.dials.load(Ordering::Relaxed) >= self.config.max_dials
-        {
-            return Err(Refusal::Exhausted);
-        }
+        self.admit(open, now)?;
         let give_up = now + self.config.timeout;
-        let slot = match &open.target {
-            Target::Address(address, port) => {
+        let slot = match (&open.target, open.kind) {
+            (Target::Address(address, port), Kind::Tcp) => {
                 if !self.config.rules.permits(*address) {
                     return Err(Refusal::Denied);
                 }
                 let dial = Dial::begin(vec![SocketAddr::new(*address, *port)], give_up, now)?;
                 self.occupy(State::Dialling { dial, give_up })
             }
-            Target::Name(name, port) => {
+            (Target::Address(address, port), kind) => {
+                let slot = self.occupy(State::Free);
+                if let Err(refusal) = self.associate(slot, kind, SocketAddr::new(*address, *port), now) {
+                    self.release(slot);
+                    return Err(refusal);
+                }
+                slot
+            }
+            (Target::Name(name, port), kind) => {
                 self.serial += 1;
                 let serial = self.serial;
-                let slot = self.occupy(State::Resolving { serial, give_up });
+                let slot = self.occupy(State::Resolving { serial, kind, give_up });
                 self.names.ask(Question { serial, slot, name: name.clone(), port: *port });
                 slot
             }
@@ -156,7 +167,12 @@ impl LocalEnds for Sockets {
         self.reset(end, now);
     }
 
-    fn read(&mut self, end: EndId, buf: &mut [u8], _now: Instant) -> usize {
+    fn read(&mut self, end: EndId, buf: &mut [u8], now: Instant) -> usize {
+        if let Some((flow, post, config)) = self.datagrams(end) {
+            let count = flow.read(buf, &config.rules, post, now);
+            self.tell_datagrams(end.0);
+            return count;
+        }
         let Some((connection, waker)) = self.connection(end) else { return 0 };
         match connection.read(buf, &mut Context::from_waker(waker)) {
             Read::Bytes(count) => count,
@@ -174,7 +190,14 @@ impl LocalEnds for Sockets {
         }
     }
 
-    fn write(&mut self, end: EndId, bytes: &[u8], _now: Instant) {
+    fn write(&mut self, end: EndId, bytes: &[u8], now: Instant) {
+        if let Some((flow, post, config)) = self.datagrams(end) {
+            match flow.write(bytes, end.0, &config.rules, post, now) {
+                Ok(()) => self.tell_datagrams(end.0),
+                Err(_no_message) => self.end(end.0, EndEvent::Reset { end }),
+            }
+            return;
+        }
         let Some((connection, waker)) = self.connection(end) else { return };
         let sent = connection.write(bytes, &mut Context::from_waker(waker));
         self.sent(end, sent);
@@ -183,11 +206,17 @@ impl LocalEnds for Sockets {
     fn room(&self, end: EndId) -> usize {
         match self.slots.get(end.0 as usize).map(|slot| &slot.state) {
             Some(State::Connected(connection)) => self.config.window.saturating_sub(connection.pending()),
+            // They never wait: they are sent or dropped.
+            Some(State::Datagrams(_)) => self.config.window.min(DATAGRAM_ROOM),
             Some(State::Free | State::Resolving { .. } | State::Dialling { .. } | State::Over(_)) | None => 0,
         }
     }
 
     fn finish(&mut self, end: EndId, _now: Instant) {
+        if self.datagrams(end).is_some() {
+            // Without a source nobody waits for answers.
+            return self.end(end.0, EndEvent::Closed { end });
+        }
         let Some((connection, waker)) = self.connection(end) else { return };
         let sent = connection.finish(&mut Context::from_waker(waker));
         self.sent(end, sent);
@@ -219,6 +248,7 @@ impl LocalEnds for Sockets {
 
     fn poll_io(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
         self.at_io = true;
+        let more = self.hear_datagrams(cx);
         for answer in self.inbox.take(&mut self.woken, cx) {
             self.names.answered();
             self.resolved(answer, now);
@@ -228,7 +258,7 @@ impl LocalEnds for Sockets {
             self.look_at(slot, now);
         }
         self.at_io = false;
-        if self.woken.is_empty() && self.news.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        if self.woken.is_empty() && self.news.is_empty() && !more { Poll::Pending } else { Poll::Ready(()) }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -239,8 +269,23 @@ impl LocalEnds for Sockets {
         while let Some(&(deadline, slot)) = self.deadlines.first()
             && deadline <= now
         {
-            self.dial_failed(slot, Refusal::TimedOut, now);
+            if matches!(self.slots[slot as usize].state, State::Datagrams(_)) {
+                self.expire(slot, now);
+            } else {
+                self.dial_failed(slot, Refusal::TimedOut, now);
+            }
         }
+    }
+
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        let counts = &self.post.counts;
+        tell("datagrams_sent", counts.sent);
+        tell("datagrams_received", counts.received);
+        tell("datagrams_dropped", counts.dropped);
+        tell("datagrams_denied", counts.denied);
+        tell("echoes_stray", counts.stray);
+        tell("troubles_told", counts.troubles - counts.untold);
+        tell("troubles_dropped", counts.untold);
     }
 }
 
@@ -252,6 +297,19 @@ impl Sockets {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether one more flow is within the limits; its place in the pace is taken.
+    fn admit(&self, open: &Open, now: Instant) -> Result<(), Refusal> {
+        let dials = match (open.kind, &open.target) {
+            (Kind::Dns, _) => return Err(Refusal::Unsupported),
+            (Kind::Tcp, _) | (Kind::Udp | Kind::Echo, Target::Name(..)) => self.tally.dials(),
+            (Kind::Udp | Kind::Echo, Target::Address(..)) => 0,
+        };
+        let fits = self.tally.flows() < self.config.max_flows
+            && dials < self.config.max_dials
+            && self.tally.admits(self.config.dials_per_second, now);
+        fits.then_some(()).ok_or(Refusal::Exhausted)
     }
 
     /// Gives the state a slot, and counts it as a flow.
@@ -276,15 +334,19 @@ impl Sockets {
 
     /// Changes the state and with it the dials in progress; gives back the old state.
     fn replace(&mut self, slot: u32, state: State) -> State {
-        let deadline = state.deadline();
+        let (deadline, is_dial) = (state.deadline(), state.is_dial());
         let old = std::mem::replace(&mut self.slots[slot as usize].state, state);
         if let Some(deadline) = old.deadline() {
             self.deadlines.remove(&(deadline, slot));
-            self.tally.dials.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, slot));
+        }
+        if is_dial {
             self.tally.dials.fetch_add(1, Ordering::Relaxed);
+        }
+        if old.is_dial() {
+            self.tally.dials.fetch_sub(1, Ordering::Relaxed);
         }
         if let State::Resolving { serial, .. } = old {
             self.names.forget(serial);
@@ -308,7 +370,74 @@ impl Sockets {
         let slot = self.slots.get_mut(end.0 as usize)?;
         match &mut slot.state {
             State::Connected(connection) => Some((connection, &slot.waker)),
-            State::Free | State::Resolving { .. } | State::Dialling { .. } | State::Over(_) => None,
+            State::Free
+            | State::Resolving { .. }
+            | State::Dialling { .. }
+            | State::Datagrams(_)
+            | State::Over(_) => None,
+        }
+    }
+
+    fn datagrams(&mut self, end: EndId) -> Option<(&mut Datagrams, &mut Post, &DialConfig)> {
+        match &mut self.slots.get_mut(end.0 as usize)?.state {
+            State::Datagrams(flow) => Some((flow, &mut self.post, &self.config)),
+            State::Free
+            | State::Resolving { .. }
+            | State::Dialling { .. }
+            | State::Connected(_)
+            | State::Over(_) => None,
+        }
+    }
+
+    /// Begins a flow of datagrams in a free slot.
+    fn associate(&mut self, slot: u32, kind: Kind, target: SocketAddr, now: Instant) -> Result<(), Refusal> {
+        let mut flow = match kind {
+            // Each datagram is judged by its own peer.
+            Kind::Udp => Datagrams::udp(target, slot, &mut self.post, now)?,
+            Kind::Echo if !self.config.rules.permits(target.ip()) => return Err(Refusal::Denied),
+            Kind::Echo => Datagrams::echo(target.ip(), slot, &mut self.post, now)?,
+            Kind::Tcp | Kind::Dns => return Err(Refusal::Unsupported),
+        };
+        flow.expires = now + self.config.idle;
+        self.slots[slot as usize].news.connected = Some((flow.local(target), target));
+        self.replace(slot, State::Datagrams(Box::new(flow)));
+        self.tell(slot);
+        Ok(())
+    }
+
+    /// Has the flows looked at that something arrived for; true when more may have.
+    fn hear_datagrams(&mut self, cx: &mut Context<'_>) -> bool {
+        let Self { post, slots, woken, .. } = self;
+        post.poll(cx, &mut |slot, erring| {
+            if let Some(Slot { state: State::Datagrams(flow), .. }) = slots.get_mut(slot as usize) {
+                flow.hear(erring);
+                if !std::mem::replace(&mut flow.woken, true) {
+                    woken.push_back(slot);
+                }
+            }
+        })
+    }
+
+    /// Tells the engine what a flow of datagrams has to say, if it does not know.
+    fn tell_datagrams(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        if let State::Datagrams(flow) = &mut entry.state
+            && flow.is_news()
+        {
+            entry.news.readable = true;
+            self.tell(slot);
+        }
+    }
+
+    /// Ends a flow of datagrams that was silent for long, or looks again when it may be.
+    fn expire(&mut self, slot: u32, now: Instant) {
+        let idle = self.config.idle;
+        let State::Datagrams(mut flow) = self.replace(slot, State::Free) else { return };
+        flow.expires = flow.used + idle;
+        if flow.expires > now {
+            self.replace(slot, State::Datagrams(flow));
+        } else {
+            self.end(slot, EndEvent::Reset { end: EndId(slot) });
         }
     }
 
@@ -359,6 +488,10 @@ impl Sockets {
         let mut cx = Context::from_waker(&entry.waker);
         match &mut entry.state {
             State::Free | State::Resolving { .. } | State::Over(_) => {}
+            State::Datagrams(flow) => {
+                flow.woken = false;
+                self.tell_datagrams(slot);
+            }
             State::Dialling { dial, .. } => match tcp::outcome(&dial.stream, dial.remote, &mut cx) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(local)) => self.connected(slot, local),
@@ -389,7 +522,7 @@ impl Sockets {
         let (rest, give_up) = match self.replace(slot, State::Free) {
             State::Dialling { dial, give_up } => (dial.rest, give_up),
             State::Resolving { give_up, .. } => (Vec::new(), give_up),
-            other @ (State::Free | State::Connected(_) | State::Over(_)) => {
+            other @ (State::Free | State::Connected(_) | State::Datagrams(_) | State::Over(_)) => {
                 self.replace(slot, other);
                 return;
             }
@@ -422,13 +555,14 @@ impl Sockets {
 
     fn resolved(&mut self, answer: Answer, now: Instant) {
         let Answer { serial, slot, addresses } = answer;
-        let give_up = match self.slots.get(slot as usize).map(|slot| &slot.state) {
-            Some(State::Resolving { serial: asked, give_up }) if *asked == serial => *give_up,
+        let (kind, give_up) = match self.slots.get(slot as usize).map(|slot| &slot.state) {
+            Some(State::Resolving { serial: asked, kind, give_up }) if *asked == serial => (*kind, *give_up),
             Some(
                 State::Free
                 | State::Resolving { .. }
                 | State::Dialling { .. }
                 | State::Connected(_)
+                | State::Datagrams(_)
                 | State::Over(_),
             )
             | None => return,
@@ -437,6 +571,13 @@ impl Sockets {
         let otherwise = if addresses.is_empty() { Refusal::UnknownName } else { Refusal::Denied };
         let mut allowed: Vec<_> =
             addresses.into_iter().filter(|address| self.config.rules.permits(address.ip())).collect();
+        if kind != Kind::Tcp {
+            let first = allowed.first().ok_or(otherwise);
+            if let Err(refusal) = first.and_then(|&target| self.associate(slot, kind, target, now)) {
+                self.end(slot, EndEvent::Refused { end: EndId(slot), refusal });
+            }
+            return;
+        }
         allowed.reverse();
         self.dial(slot, allowed, otherwise, give_up, now);
     }
@@ -454,3 +595,5 @@ impl Drop for Sockets {
 
 /// Looked at in one `poll_io`; a look costs a system call at most unless bytes wait to be written.
 const SLOTS_A_TURN: usize = 256;
+/// As much as may be under way to one source's peers; nothing waits here, so it is no delay.
+const DATAGRAM_ROOM: usize = 1 << 20;

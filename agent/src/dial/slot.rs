@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use super::datagrams::Datagrams;
 use super::inbox::SlotWaker;
 use super::tcp::{self, Connection};
 use crate::local_end::{EndEvent, EndId};
-use crate::wire::open::Refusal;
+use crate::wire::open::{Kind, Refusal};
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -24,9 +25,10 @@ pub(super) struct Slot {
 #[derive(Debug)]
 pub(super) enum State {
     Free,
-    Resolving { serial: u64, give_up: Instant },
+    Resolving { serial: u64, kind: Kind, give_up: Instant },
     Dialling { dial: Dial, give_up: Instant },
     Connected(Connection),
+    Datagrams(Box<Datagrams>),
     Over(EndEvent),
 }
 
@@ -51,13 +53,18 @@ pub(super) struct News {
 }
 
 impl State {
-    /// By when a dial has to come to something.
+    /// By when a dial has to come to something, or a silent flow is looked at.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Resolving { give_up, .. } => Some(*give_up),
             Self::Dialling { dial, .. } => Some(dial.deadline),
+            Self::Datagrams(flow) => Some(flow.expires),
             Self::Free | Self::Connected(_) | Self::Over(_) => None,
         }
+    }
+
+    pub(super) fn is_dial(&self) -> bool {
+        matches!(self, Self::Resolving { .. } | Self::Dialling { .. })
     }
 
     /// Resets the target, if there is one.
@@ -65,7 +72,7 @@ impl State {
         match self {
             Self::Connected(connection) => tcp::abort(connection.into_stream()),
             Self::Dialling { dial, .. } => tcp::abort(dial.stream),
-            Self::Free | Self::Resolving { .. } | Self::Over(_) => {}
+            Self::Free | Self::Resolving { .. } | Self::Datagrams(_) | Self::Over(_) => {}
         }
     }
 }
