@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use self::datagrams::{Datagrams, Post};
 use self::inbox::{Inbox, SlotWaker};
-use self::limits::Tally;
+use self::limits::{Spent, Tally};
 use self::names::{Answer, Names, Question};
 use self::rules::Rules;
 use self::slot::{Dial, News, Slot, State};
@@ -92,6 +92,7 @@ impl Dialer {
             woken: VecDeque::new(),
             news: VecDeque::new(),
             deadlines: BTreeSet::new(),
+            spent: Spent::default(),
             post: Post::default(),
             serial: 0,
             at_io: false,
@@ -119,6 +120,7 @@ pub struct Sockets {
     news: VecDeque<u32>,
     /// Of the dials in progress and the flows of datagrams.
     deadlines: BTreeSet<(Instant, u32)>,
+    spent: Spent,
     /// What flows of datagrams share.
     post: Post,
     /// Counts the dials, so that a late answer finds the right one or none.
@@ -136,7 +138,8 @@ impl LocalEnds for Sockets {
                 if !self.config.rules.permits(*address) {
                     return Err(Refusal::Denied);
                 }
-                let dial = Dial::begin(vec![SocketAddr::new(*address, *port)], give_up, now)?;
+                let dial =
+                    Dial::begin(vec![SocketAddr::new(*address, *port)], give_up, &mut self.spent, now)?;
                 self.occupy(State::Dialling { dial, give_up })
             }
             (Target::Address(address, port), kind) => {
@@ -542,7 +545,7 @@ impl Sockets {
         let begun = if addresses.is_empty() || now >= give_up {
             Err(otherwise)
         } else {
-            Dial::begin(addresses, give_up, now)
+            Dial::begin(addresses, give_up, &mut self.spent, now)
         };
         match begun {
             Ok(dial) => {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::admission::Admission;
+use crate::dial::DialConfig;
 use crate::dial::rules::Cidr;
 use crate::log::Level;
 
@@ -30,12 +31,14 @@ pub struct Flags {
     pub park: Duration,
     pub dial_timeout: Duration,
     pub max_flows: usize,
+    pub dials_per_second: u32,
     pub state_dir: Option<PathBuf>,
     pub log_level: Level,
 }
 
 impl Default for Flags {
     fn default() -> Self {
+        let dial = DialConfig::default();
         Self {
             listen: Vec::new(),
             port: PORT,
@@ -44,8 +47,9 @@ impl Default for Flags {
             deny: Vec::new(),
             admission: Admission::default(),
             park: Duration::from_secs(8 * 60 * 60),
-            dial_timeout: Duration::from_secs(10),
-            max_flows: 16_384,
+            dial_timeout: dial.timeout,
+            max_flows: dial.max_flows,
+            dials_per_second: dial.dials_per_second,
             state_dir: None,
             log_level: Level::Info,
         }
@@ -94,6 +98,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, S
             "--max-flows" => {
                 flags.max_flows = number("not a number of flows").map(|count| count as usize)?;
                 if flags.max_flows == 0 {
+                    return Err(wrong("at least one is needed"));
+                }
+            }
+            "--dials-per-second" => {
+                flags.dials_per_second = number("not a number of dials")?;
+                if flags.dials_per_second == 0 {
                     return Err(wrong("at least one is needed"));
                 }
             }
@@ -161,6 +171,7 @@ const VALUED: &[&str] = &[
     "--park",
     "--dial-timeout",
     "--max-flows",
+    "--dials-per-second",
     "--state-dir",
     "--log-level",
 ];
@@ -184,7 +195,8 @@ processes connect, which is how AWS's SSM agent comes.
   --deny CIDR           never dial these (repeatable; the longest range decides, and of two
                         equal ones the denial)
   --dial-timeout TIME   how long a target may take to answer (default 10s)
-  --max-flows N         flows at once (default 16384, less when the descriptor limit is lower)
+  --max-flows N         flows at once (default 32768, less when the descriptor limit is lower)
+  --dials-per-second N  flows that may begin in a second; more are refused (default 20000)
   --park TIME           how long flows wait for a client that is gone (default 8h)
   --state-dir DIR       where the agent's own key is kept (default $STATE_DIRECTORY, else
                         /var/lib/ssm-proxy-agent)
@@ -228,13 +240,14 @@ mod tests {
             park: Duration::from_secs(1800),
             dial_timeout: Duration::from_millis(500),
             max_flows: 99,
+            dials_per_second: 500,
             state_dir: Some("/tmp/x".into()),
             log_level: Level::Debug,
             port: 742,
         };
         let spaced = "--listen 10.0.0.5:7420 --listen [::1]:7420 --key-file /etc/key --allow 127.0.0.0/8 --allow ::1 \
                       --deny 10.9.0.0/16 --allow-uid 0 --allow-uid 1000 --park 30m --dial-timeout 500ms \
-                      --max-flows 99 --state-dir /tmp/x --log-level debug";
+                      --max-flows 99 --dials-per-second 500 --state-dir /tmp/x --log-level debug";
         assert_eq!(flags(spaced), expected);
         let mut joined = String::new();
         for (index, word) in spaced.split_whitespace().enumerate() {
@@ -280,6 +293,7 @@ mod tests {
             ("--park 18446744073709551615h", "--park"),
             ("--dial-timeout 0", "--dial-timeout"),
             ("--max-flows 0", "--max-flows"),
+            ("--dials-per-second 0", "--dials-per-second"),
             ("--log-level loud", "--log-level"),
         ] {
             let error = read(line).expect_err(line);
@@ -294,5 +308,8 @@ mod tests {
         for flag in VALUED {
             assert!(HELP.contains(flag), "{flag}");
         }
+        let defaults = Flags::default();
+        assert!(HELP.contains(&format!("default {},", defaults.max_flows)));
+        assert!(HELP.contains(&format!("default {})", defaults.dials_per_second)));
     }
 }

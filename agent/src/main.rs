@@ -59,6 +59,7 @@ fn serve(flags: Flags) -> Result<(), String> {
         rules: Rules::new(flags.allow, flags.deny),
         timeout: flags.dial_timeout,
         max_flows: flows_within_descriptors(flags.max_flows),
+        dials_per_second: flags.dials_per_second,
         ..DialConfig::default()
     };
     let listen =

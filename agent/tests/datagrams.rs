@@ -25,7 +25,7 @@ const HOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr
 fn one_association_reaches_several_peers_of_both_families_from_one_port_each() {
     run(async |mut ends| {
         let peers: Vec<_> = HOSTS.iter().flat_map(|host| [listen(*host), listen(*host)]).collect();
-        let end = open_udp(&mut ends, peers[0].1).await;
+        let end = open_udp(&mut ends, peers[0].1);
         for (index, (_, peer)) in peers.iter().enumerate() {
             send(&mut ends, end, *peer, format!("to {index}").as_bytes());
         }
@@ -64,7 +64,7 @@ fn a_port_without_listener_is_told_for_its_peer_and_disturbs_no_other() {
             let (listener, open) = listen(host);
             let (gone, closed) = listen(host);
             drop(gone);
-            let end = open_udp(&mut ends, closed).await;
+            let end = open_udp(&mut ends, closed);
             for _ in 0..3 {
                 send(&mut ends, end, closed, b"anybody?");
                 send(&mut ends, end, open, b"you");
@@ -81,7 +81,7 @@ fn long_datagrams_pass_both_ways_and_too_long_ones_are_told() {
     for (host, longest) in [(HOSTS[0], 65_507), (HOSTS[1], 65_527)] {
         run(async |mut ends| {
             let (listener, peer) = listen(host);
-            let end = open_udp(&mut ends, peer).await;
+            let end = open_udp(&mut ends, peer);
             for length in [60_000, longest, 0, 1] {
                 let payload: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
                 // In the pieces that frames bring.
@@ -105,7 +105,7 @@ fn long_datagrams_pass_both_ways_and_too_long_ones_are_told() {
 #[test]
 fn each_peer_is_judged_by_the_rules() {
     run_with(DialConfig::default(), async |mut ends| {
-        let end = open_udp(&mut ends, "169.254.169.254:53".parse().unwrap()).await;
+        let end = open_udp(&mut ends, "169.254.169.254:53".parse().unwrap());
         let denied = [
             "169.254.169.254:53",
             "127.0.0.1:53",
@@ -140,7 +140,7 @@ fn each_peer_is_judged_by_the_rules() {
 fn troubles_that_nobody_takes_are_bounded() {
     run_with(DialConfig::default(), async |mut ends| {
         let peer = "127.0.0.1:53".parse().unwrap();
-        let end = open_udp(&mut ends, peer).await;
+        let end = open_udp(&mut ends, peer);
         for _ in 0..1_000 {
             send(&mut ends, end, peer, b"?");
         }
@@ -173,7 +173,7 @@ fn names_are_resolved_and_told_as_the_remote_address() {
 #[test]
 fn what_is_no_message_resets_the_flow() {
     run(async |mut ends| {
-        let end = open_udp(&mut ends, (HOSTS[0], 9).into()).await;
+        let end = open_udp(&mut ends, (HOSTS[0], 9).into());
         ends.write(end, &[77], Instant::now());
         assert_eq!(next(&mut ends).await, EndEvent::Reset { end });
         assert!(ends.is_empty());
@@ -254,7 +254,7 @@ fn flows_of_every_kind_count_against_the_limits() {
 fn a_flood_is_read_a_buffer_at_a_time_and_the_rest_waits_in_the_kernel() {
     run(async |mut ends| {
         let (listener, peer) = listen(HOSTS[0]);
-        let end = open_udp(&mut ends, peer).await;
+        let end = open_udp(&mut ends, peer);
         send(&mut ends, end, peer, b"begin");
         let (_, from) = take(&listener);
         for number in 0..100u32 {
@@ -298,8 +298,8 @@ fn echoes_come_back_with_sequence_and_payload_through_ping_and_raw_sockets() {
                 block_on(async {
                     let dialer = Dialer::new(config());
                     let (mut ends, mut others) = (dialer.sockets(), dialer.sockets());
-                    let end = open_flow(&mut ends, Kind::Echo, (host, 0).into()).await;
-                    let other = open_flow(&mut others, Kind::Echo, (host, 0).into()).await;
+                    let end = open_flow(&mut ends, Kind::Echo, (host, 0).into());
+                    let other = open_flow(&mut others, Kind::Echo, (host, 0).into());
                     let payloads = [b"".to_vec(), b"x".to_vec(), vec![7; 1_400], vec![8; 20_000]];
                     for (sequence, payload) in (7u16..).zip(&payloads) {
                         let peer = (host, sequence).into();
@@ -344,7 +344,7 @@ fn what_the_network_says_of_echoes_and_datagrams_is_told() {
             ] {
                 run(async |mut ends| {
                     let peer: SocketAddr = SocketAddr::new(host.parse().unwrap(), 5);
-                    let end = open_udp(&mut ends, peer).await;
+                    let end = open_udp(&mut ends, peer);
                     send(&mut ends, end, peer, b"?");
                     let told = [(peer, Said::Trouble(Trouble::Refusal(refusal)))];
                     assert_eq!(messages(&mut ends, end, 1).await, told, "udp");
@@ -412,7 +412,7 @@ fn a_router_is_heard(range: &str) {
             ip("-6 route flush cache");
             run(async |mut ends| {
                 let peer = SocketAddr::new(host.parse().unwrap(), 5);
-                let end = open_flow(&mut ends, kind, peer).await;
+                let end = open_flow(&mut ends, kind, peer);
                 send(&mut ends, end, peer, &vec![0; length]);
                 let told = messages(&mut ends, end, 1).await;
                 assert_eq!(told, [(peer, Said::Trouble(trouble))], "{range}: {kind} {host}");
@@ -517,7 +517,7 @@ fn send(ends: &mut Sockets, end: EndId, peer: SocketAddr, payload: &[u8]) {
     write(ends, end, peer, payload, Instant::now());
 }
 
-async fn open_flow(ends: &mut Sockets, kind: Kind, target: SocketAddr) -> EndId {
+fn open_flow(ends: &mut Sockets, kind: Kind, target: SocketAddr) -> EndId {
     let end = ends.open(&open(kind, target), Instant::now()).unwrap();
     // At once: no turn of the loop is needed.
     let event = ends.poll_event();
@@ -526,8 +526,8 @@ async fn open_flow(ends: &mut Sockets, kind: Kind, target: SocketAddr) -> EndId 
     end
 }
 
-async fn open_udp(ends: &mut Sockets, target: SocketAddr) -> EndId {
-    open_flow(ends, Kind::Udp, target).await
+fn open_udp(ends: &mut Sockets, target: SocketAddr) -> EndId {
+    open_flow(ends, Kind::Udp, target)
 }
 
 /// The next messages of a flow, which are this many and no more.

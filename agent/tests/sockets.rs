@@ -409,10 +409,8 @@ fn denied_and_unknown_kinds_are_refused_at_once() {
         for text in ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
             assert_eq!(ends.open(&address(text), Instant::now()), Err(Refusal::Denied), "{text}");
         }
-        for kind in [Kind::Udp, Kind::Echo, Kind::Dns] {
-            let open = Open { kind, ..address("10.0.0.1") };
-            assert_eq!(ends.open(&open, Instant::now()), Err(Refusal::Unsupported));
-        }
+        let dns = Open { kind: Kind::Dns, ..address("10.0.0.1") };
+        assert_eq!(ends.open(&dns, Instant::now()), Err(Refusal::Unsupported));
         assert!(ends.is_empty());
     });
 }

@@ -12,7 +12,7 @@ use super::print::Printer;
 use super::{Global, log};
 use crate::config::{Plan, SessionName, Wishes, parse_duration};
 use crate::error::{Exit, UserError};
-use crate::os::identity;
+use crate::os::{descriptors, identity};
 use crate::session::{self, Progress, Ready};
 
 /// Bring networks of a VPC to this machine
@@ -125,6 +125,8 @@ pub(super) fn run(up: Up, global: &Global, print: &Printer) -> anyhow::Result<Ex
     // Before the first thread: the AWS files are those of the user behind sudo.
     identity::adopt_home().context("find the home directory of the user behind sudo")?;
     log::start(global, print)?;
+    let descriptors = descriptors::raise_limit();
+    tracing::debug!(?descriptors, "raised the limit");
     for note in &plan.notes {
         print.warn(note);
     }

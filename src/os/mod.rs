@@ -7,12 +7,14 @@
 //! - [`undo`]: the journal of every change, so that a crash leaves nothing behind.
 //! - [`identity`]: who called us through sudo, their home, the run directory.
 //! - [`link`]: the network changed, or the machine woke up.
+//! - [`descriptors`]: how many files and sockets we may hold.
 //!
 //! A setter takes the whole wanted state and may be called again; it writes the journal first and changes
 //! the system second.
 
 pub mod arena;
 pub mod bypass;
+pub mod descriptors;
 pub mod identity;
 pub mod link;
 pub mod routes;

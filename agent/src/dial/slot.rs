@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 
 use super::datagrams::Datagrams;
 use super::inbox::SlotWaker;
+use super::limits::Spent;
 use super::tcp::{self, Connection};
 use crate::local_end::{EndEvent, EndId};
 use crate::wire::open::{Kind, Refusal};
@@ -79,16 +81,30 @@ impl State {
 
 impl Dial {
     /// Begins to connect to the last address that can be tried at all.
-    pub(super) fn begin(mut rest: Vec<SocketAddr>, give_up: Instant, now: Instant) -> Result<Self, Refusal> {
+    pub(super) fn begin(
+        mut rest: Vec<SocketAddr>,
+        give_up: Instant,
+        spent: &mut Spent,
+        now: Instant,
+    ) -> Result<Self, Refusal> {
         let mut failed = Refusal::HostUnreachable;
         while let Some(remote) = rest.pop() {
+            if spent.holds(remote, now) {
+                failed = Refusal::Exhausted;
+                continue;
+            }
             match tcp::begin(remote) {
                 Ok(stream) => {
                     let shares = u32::try_from(rest.len() + 1).unwrap_or(u32::MAX);
                     let deadline = now + give_up.saturating_duration_since(now) / shares;
                     return Ok(Self { stream, remote, rest, deadline });
                 }
-                Err(refusal) => failed = refusal,
+                Err(error) => {
+                    if Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) {
+                        spent.note(remote, now);
+                    }
+                    failed = tcp::refusal(&error);
+                }
             }
         }
         Err(failed)

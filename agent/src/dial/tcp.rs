@@ -16,11 +16,7 @@ use tokio::net::TcpStream;
 use crate::wire::open::Refusal;
 
 /// Begins to connect; [`outcome`] tells how it went once the socket is writable.
-pub(super) fn begin(remote: SocketAddr) -> Result<TcpStream, Refusal> {
-    connect(remote).map_err(|error| refusal(&error))
-}
-
-fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn begin(remote: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(remote), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
