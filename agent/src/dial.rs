@@ -13,10 +13,10 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use self::datagrams::{Datagrams, Post};
 use self::inbox::{Inbox, SlotWaker};
 use self::limits::{Spent, Tally};
 use self::names::{Answer, Names, Question};
+use self::post::Post;
 use self::rules::Rules;
 use self::slot::{Dial, News, Slot, State};
 use self::tcp::{Connection, Read, Sent};
@@ -28,6 +28,7 @@ mod echo;
 mod inbox;
 mod limits;
 mod names;
+mod post;
 pub mod rules;
 mod slot;
 mod system;
@@ -281,14 +282,7 @@ impl LocalEnds for Sockets {
     }
 
     fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
-        let counts = &self.post.counts;
-        tell("datagrams_sent", counts.sent);
-        tell("datagrams_received", counts.received);
-        tell("datagrams_dropped", counts.dropped);
-        tell("datagrams_denied", counts.denied);
-        tell("echoes_stray", counts.stray);
-        tell("troubles_told", counts.troubles - counts.untold);
-        tell("troubles_dropped", counts.untold);
+        self.post.counts.tell(tell);
     }
 }
 
@@ -378,69 +372,6 @@ impl Sockets {
             | State::Dialling { .. }
             | State::Datagrams(_)
             | State::Over(_) => None,
-        }
-    }
-
-    fn datagrams(&mut self, end: EndId) -> Option<(&mut Datagrams, &mut Post, &DialConfig)> {
-        match &mut self.slots.get_mut(end.0 as usize)?.state {
-            State::Datagrams(flow) => Some((flow, &mut self.post, &self.config)),
-            State::Free
-            | State::Resolving { .. }
-            | State::Dialling { .. }
-            | State::Connected(_)
-            | State::Over(_) => None,
-        }
-    }
-
-    /// Begins a flow of datagrams in a free slot.
-    fn associate(&mut self, slot: u32, kind: Kind, target: SocketAddr, now: Instant) -> Result<(), Refusal> {
-        let mut flow = match kind {
-            // Each datagram is judged by its own peer.
-            Kind::Udp => Datagrams::udp(target, slot, &mut self.post, now)?,
-            Kind::Echo if !self.config.rules.permits(target.ip()) => return Err(Refusal::Denied),
-            Kind::Echo => Datagrams::echo(target.ip(), slot, &mut self.post, now)?,
-            Kind::Tcp | Kind::Dns => return Err(Refusal::Unsupported),
-        };
-        flow.expires = now + self.config.idle;
-        self.slots[slot as usize].news.connected = Some((flow.local(target), target));
-        self.replace(slot, State::Datagrams(Box::new(flow)));
-        self.tell(slot);
-        Ok(())
-    }
-
-    /// Has the flows looked at that something arrived for; true when more may have.
-    fn hear_datagrams(&mut self, cx: &mut Context<'_>) -> bool {
-        let Self { post, slots, woken, .. } = self;
-        post.poll(cx, &mut |slot, erring| {
-            if let Some(Slot { state: State::Datagrams(flow), .. }) = slots.get_mut(slot as usize) {
-                flow.hear(erring);
-                if !std::mem::replace(&mut flow.woken, true) {
-                    woken.push_back(slot);
-                }
-            }
-        })
-    }
-
-    /// Tells the engine what a flow of datagrams has to say, if it does not know.
-    fn tell_datagrams(&mut self, slot: u32) {
-        let entry = &mut self.slots[slot as usize];
-        if let State::Datagrams(flow) = &mut entry.state
-            && flow.is_news()
-        {
-            entry.news.readable = true;
-            self.tell(slot);
-        }
-    }
-
-    /// Ends a flow of datagrams that was silent for long, or looks again when it may be.
-    fn expire(&mut self, slot: u32, now: Instant) {
-        let idle = self.config.idle;
-        let State::Datagrams(mut flow) = self.replace(slot, State::Free) else { return };
-        flow.expires = flow.used + idle;
-        if flow.expires > now {
-            self.replace(slot, State::Datagrams(flow));
-        } else {
-            self.end(slot, EndEvent::Reset { end: EndId(slot) });
         }
     }
 

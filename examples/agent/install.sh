@@ -15,6 +15,15 @@ object=s3://$bucket/ssm-proxy-agent
 sum=$(sha256sum "$binary" | cut -d ' ' -f 1)
 unit=$(base64 <"$unit" | tr -d '\n')
 
+# The instance's own settings, all of them harmless to other programs: any user may send pings (the default of
+# systemd's newer releases), and a local port may be used again a second after its connection ended, so that an
+# application can connect more than 28,000 times a minute to one target.
+settings=$(base64 <<'CONF' | tr -d '\n'
+net.ipv4.ping_group_range = 0 2147483647
+net.ipv4.tcp_tw_reuse = 1
+CONF
+)
+
 aws s3 cp "$binary" "$object"
 trap 'aws s3 rm "$object"' EXIT
 link=$(aws s3 presign "$object" --expires-in 900)
@@ -30,6 +39,8 @@ id=$(aws ssm send-command --instance-ids "$instance" --document-name AWS-RunShel
   "echo '$sum  ssm-proxy-agent' | sha256sum -c -",
   "install -m 0755 ssm-proxy-agent /usr/local/bin/ssm-proxy-agent",
   "echo '$unit' | base64 -d >/etc/systemd/system/ssm-proxy-agent.service",
+  "echo '$settings' | base64 -d >/etc/sysctl.d/60-ssm-proxy-agent.conf",
+  "sysctl -q -p /etc/sysctl.d/60-ssm-proxy-agent.conf",
   "systemctl daemon-reload",
   "systemctl enable ssm-proxy-agent",
   "systemctl restart ssm-proxy-agent",

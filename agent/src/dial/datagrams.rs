@@ -13,40 +13,14 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::echo::{self, Echo};
+use super::post::Post;
 use super::rules::Rules;
-use super::system::{self, EchoSocket, Poller, Report};
+use super::system::{self, EchoSocket, Report};
 use super::tcp;
 use crate::wire::datagram::{Message, MessageFault, Reader, Trouble};
 use crate::wire::open::Refusal;
 
-/// What all flows of datagrams of one trunk share.
-#[derive(Debug, Default)]
-pub(super) struct Post {
-    /// Since the first such flow.
-    poller: Option<Poller>,
-    /// What a datagram is received into.
-    arrived: Vec<u8>,
-    /// The message or the packet that is being made.
-    out: Vec<u8>,
-    pub(super) counts: Counts,
-}
-
-/// What became of datagrams.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) sent: u64,
-    pub(super) received: u64,
-    /// The system had no room to send them.
-    pub(super) dropped: u64,
-    /// To or from peers that the rules deny.
-    pub(super) denied: u64,
-    /// Echoes to another target than the flow's.
-    pub(super) stray: u64,
-    pub(super) troubles: u64,
-    /// Troubles that were not told since older ones waited.
-    pub(super) untold: u64,
-}
-
+/// One flow.
 #[derive(Debug)]
 pub(super) struct Datagrams {
     carries: Carries,
@@ -90,21 +64,6 @@ enum Arrived {
     Nothing,
     /// Something that is not for the far side.
     Other,
-}
-
-impl Post {
-    /// Tells each slot that has something to read; true when there may be more.
-    pub(super) fn poll(&mut self, cx: &mut std::task::Context<'_>, take: &mut dyn FnMut(u32, bool)) -> bool {
-        self.poller.as_mut().is_some_and(|poller| poller.poll(cx, take))
-    }
-
-    fn watch(&mut self, socket: &UdpSocket, slot: u32) -> io::Result<()> {
-        if self.poller.is_none() {
-            self.poller = Some(Poller::new()?);
-            self.arrived = vec![0; LARGEST_PACKET];
-        }
-        self.poller.as_ref().map_or(Ok(()), |poller| poller.add(socket, slot))
-    }
 }
 
 impl Datagrams {
@@ -392,8 +351,6 @@ impl Datagrams {
 /// Where the identifiers of raw echoes begin to differ from each other.
 static NEXT_ID: AtomicU16 = AtomicU16::new(0);
 
-/// No packet of IPv4 or IPv6 is longer.
-const LARGEST_PACKET: usize = 65_535;
 /// Troubles of one flow that wait; more stay in the system's queue.
 const TROUBLES: usize = 32;
 /// At what is not for the far side, before others have their turn.

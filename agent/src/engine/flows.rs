@@ -373,3 +373,103 @@ impl<E: LocalEnds> Flows<E> {
 
 /// Bytes a flow may get before its local end is connected: the first window of a stream.
 pub(super) const EARLY: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)]
+
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dial::rules::Rules;
+    use crate::dial::{DialConfig, Dialer};
+    use crate::wire::datagram::Message;
+    use crate::wire::mux::{MuxConfig, Streams};
+    use crate::wire::open::{Kind, Target};
+    use crate::wire::trunk::Role;
+
+    /// A client's only stream.
+    #[derive(Default)]
+    struct Client {
+        unsent: Vec<u8>,
+        received: Vec<u8>,
+    }
+
+    impl Streams for Client {
+        fn accept(&mut self, _id: StreamId) -> Option<Token> {
+            None
+        }
+
+        fn pull(&mut self, _token: Token, buf: &mut [u8]) -> usize {
+            let count = buf.len().min(self.unsent.len());
+            buf[..count].copy_from_slice(&self.unsent[..count]);
+            self.unsent.drain(..count);
+            count
+        }
+
+        fn push(&mut self, _token: Token, bytes: &[u8]) {
+            self.received.extend_from_slice(bytes);
+        }
+
+        fn finished(&mut self, _token: Token) {}
+
+        fn reset(&mut self, _token: Token) {
+            panic!("the stream was reset");
+        }
+
+        fn closed(&mut self, _token: Token) {}
+    }
+
+    /// A datagram longer than a stream's first window, with one before and one after it, all sent before the
+    /// answer to the opening.
+    #[test]
+    fn datagrams_right_behind_the_opening_reach_their_peer() {
+        let listener = UdpSocket::bind("127.0.0.1:0").unwrap();
+        listener.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let peer = listener.local_addr().unwrap();
+        let datagrams = [vec![1; 100], vec![2; 3 * EARLY], vec![3; 1]];
+        let mut client = Client::default();
+        let open = Open { kind: Kind::Udp, target: Target::Address(peer.ip(), peer.port()) };
+        open.encode(&mut client.unsent).unwrap();
+        for payload in &datagrams {
+            Message::Datagram { peer, payload }.encode(&mut client.unsent);
+        }
+        let rules = Rules::new(vec!["127.0.0.0/8".parse().unwrap()], Vec::new());
+        let dialer = Dialer::new(DialConfig { rules, ..DialConfig::default() });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let mut flows = Flows::new(dialer.sockets());
+        let [mut near, mut far] = [Role::Client, Role::Agent].map(|role| Mux::new(MuxConfig::new(role)));
+        let now = Instant::now();
+        let stream = near.open(Token(0)).unwrap();
+        near.set_room(stream, EARLY, now);
+        near.ready(stream);
+
+        let mut frames = vec![0; 256 << 10];
+        let mut early = None;
+        for _ in 0..20 {
+            let count = near.poll_frames(&mut frames, &mut client);
+            far.handle_bytes(&frames[..count], &mut flows.streams(now), now).unwrap();
+            early.get_or_insert_with(|| flows.slot(Token(0)).unwrap().held.len());
+            flows.settle(&mut far, now);
+            while let Some(event) = flows.ends.poll_event() {
+                flows.handle_event(event, &mut far, now);
+            }
+            let count = far.poll_frames(&mut frames, &mut flows.streams(now));
+            near.handle_bytes(&frames[..count], &mut client, now).unwrap();
+            flows.settle(&mut far, now);
+            flows.check_invariants(&far);
+        }
+
+        assert!(early.unwrap() > 0, "nothing came before the answer");
+        let mut buf = vec![0; 65_536];
+        for payload in &datagrams {
+            let (length, _) = listener.recv_from(&mut buf).unwrap();
+            assert!(buf[..length] == *payload);
+        }
+        let (answer, _) = Answer::decode(&client.received).unwrap().unwrap();
+        assert!(matches!(answer, Answer::Opened { remote, .. } if remote == peer));
+        assert!(client.unsent.is_empty());
+    }
+}
