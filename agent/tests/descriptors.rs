@@ -33,6 +33,11 @@ fn without_descriptors_a_flow_is_refused_as_exhausted_and_the_next_one_works() {
         };
         assert_eq!(refusal, Refusal::Exhausted);
         assert_eq!(dialer.flows(), opened.len());
+        for kind in [Kind::Udp, Kind::Echo] {
+            let other = Open { kind, target: open.target.clone() };
+            assert_eq!(ends.open(&other, Instant::now()), Err(Refusal::Exhausted));
+        }
+        assert_eq!(dialer.flows(), opened.len());
         setrlimit(Resource::Nofile, old).unwrap();
 
         let again = ends.open(&open, Instant::now()).unwrap();

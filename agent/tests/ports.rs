@@ -1,4 +1,5 @@
-//! Running out of local ports towards one target.
+//! Running out of local ports. One test alone, since a port is only free once no process that another test is about
+//! to start has a copy of its socket.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use agent::wire::open::{Kind, Open, Refusal, Target};
 use rustix::thread::UnshareFlags;
 
 #[test]
-fn a_target_whose_ports_all_wait_is_refused_at_once_and_others_are_not() {
+fn without_ports_flows_are_refused_at_once_and_what_ends_gives_its_port_back() {
     if !rustix::process::geteuid().is_root() {
         // Past the test harness's capture, for .ci/run to see.
         let _ = writeln!(std::io::stderr(), "SKIPPED: needs root to make network namespaces");
@@ -38,6 +39,11 @@ fn a_target_whose_ports_all_wait_is_refused_at_once_and_others_are_not() {
                 tokio::time::timeout(Duration::from_secs(20), work).await.expect("in time");
             });
         }
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "41000 41019").unwrap();
+        for host in ["10.99.0.1", "fd99::1"] {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { exhaust_udp(&mut Dialer::new(DialConfig::default()).sockets(), host) });
+        }
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -60,6 +66,26 @@ async fn exhaust(mut ends: Sockets, target: SocketAddr, other: SocketAddr) {
     }
     assert_eq!((ends.len(), ends.poll_timeout()), (0, None));
     assert_eq!(connect_and_close(&mut ends, other).await, Ok(()));
+}
+
+fn exhaust_udp(ends: &mut Sockets, host: &str) {
+    let target = Target::Address(host.parse().unwrap(), 9);
+    let udp = Open { kind: Kind::Udp, target };
+    let mut flows = Vec::new();
+    let refusal = loop {
+        match ends.open(&udp, Instant::now()) {
+            Ok(end) => flows.push(end),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!((refusal, flows.len(), ends.len()), (Refusal::Exhausted, 20, 20));
+    while ends.poll_event().is_some() {}
+    ends.reset(flows[7], Instant::now());
+    ends.finish(flows[8], Instant::now());
+    assert_eq!(ends.poll_event(), Some(EndEvent::Closed { end: flows[8] }));
+    assert_eq!(ends.len(), 18);
+    assert!(ends.open(&udp, Instant::now()).is_ok() && ends.open(&udp, Instant::now()).is_ok());
+    assert_eq!(ends.open(&udp, Instant::now()), Err(Refusal::Exhausted));
 }
 
 /// As an application does that is done first: its FIN is the first, so the agent's port waits.
