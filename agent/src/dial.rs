@@ -33,7 +33,6 @@ pub mod rules;
 mod slot;
 mod system;
 mod tcp;
-mod troubles;
 
 /// What may be dialled, and how much of it.
 #[derive(Clone, Debug)]

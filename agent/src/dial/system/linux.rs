@@ -20,8 +20,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
 use super::{EchoSocket, Report};
-use crate::dial::{tcp, troubles};
+use crate::dial::tcp;
 use crate::wire::datagram::Trouble;
+
+mod troubles;
 
 /// A socket for datagrams to anybody, bound, so that a lack of ports shows here and not as silence later.
 pub(in crate::dial) fn udp(six: bool) -> io::Result<UdpSocket> {
