@@ -27,6 +27,7 @@ pub struct Wishes {
     pub local: Vec<String>,
     pub mtu: Option<u32>,
     pub timeout: Option<Duration>,
+    pub udp_timeout: Option<Duration>,
     pub document: Option<String>,
     pub agent_port: Option<u16>,
     pub ping_interval: Option<Duration>,
@@ -60,6 +61,8 @@ pub struct Plan {
     pub mtu: Option<u32>,
     /// How long the first connection may take.
     pub timeout: Duration,
+    /// How long UDP between a socket and its peers may pause.
+    pub udp_timeout: Duration,
     /// The SSM document that opens the port session.
     pub document: String,
     /// Where the agent listens on the instance's loopback.
@@ -75,6 +78,7 @@ pub struct Plan {
 pub const DEFAULT_AGENT_PORT: u16 = 742;
 pub const DEFAULT_DOCUMENT: &str = "AWS-StartSSHSession";
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+pub const DEFAULT_UDP_TIMEOUT: Duration = Duration::from_secs(300);
 /// How many sessions of one machine get addresses of their own without `--local-ip`.
 pub const SLOTS: u8 = 63;
 
@@ -94,6 +98,7 @@ impl Plan {
             excludes,
             local_given,
             timeout: timeout(wishes.timeout)?,
+            udp_timeout: udp_timeout(wishes.udp_timeout)?,
             document: document(wishes.document)?,
             agent_port: agent_port(wishes.agent_port)?,
             ping_interval: ping_interval(wishes.ping_interval)?,
@@ -187,6 +192,15 @@ fn timeout(timeout: Option<Duration>) -> Result<Duration, UserError> {
     }
 }
 
+fn udp_timeout(timeout: Option<Duration>) -> Result<Duration, UserError> {
+    let timeout = timeout.unwrap_or(DEFAULT_UDP_TIMEOUT);
+    if (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&timeout) {
+        Ok(timeout)
+    } else {
+        Err(usage("--udp-timeout is out of range").cause("it must be from 1s to 24h"))
+    }
+}
+
 fn ping_interval(interval: Option<Duration>) -> Result<Option<Duration>, UserError> {
     match interval {
         Some(interval) if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&interval) => {
@@ -229,7 +243,7 @@ mod tests {
 
         assert_eq!(plan.name.as_str(), "default");
         assert_eq!(plan.via, Via::Instance("i-0123456789abcdef0".into()));
-        assert_eq!(plan.timeout, Duration::from_secs(30));
+        assert_eq!((plan.timeout, plan.udp_timeout), (Duration::from_secs(30), Duration::from_secs(300)));
         assert_eq!((plan.document.as_str(), plan.agent_port, plan.mtu), ("AWS-StartSSHSession", 742, None));
         assert_eq!(shown(&plan.local(0)), ["169.254.77.1/30"]);
         assert!(plan.notes.is_empty());
@@ -276,6 +290,8 @@ mod tests {
             Wishes { mtu: Some(1279), ..base() },
             Wishes { timeout: Some(Duration::from_millis(999)), ..base() },
             Wishes { timeout: Some(Duration::from_secs(3601)), ..base() },
+            Wishes { udp_timeout: Some(Duration::from_millis(999)), ..base() },
+            Wishes { udp_timeout: Some(Duration::from_secs(86_401)), ..base() },
             Wishes { ping_interval: Some(Duration::ZERO), ..base() },
             Wishes { agent_port: Some(0), ..base() },
             Wishes { document: Some("no spaces".into()), ..base() },

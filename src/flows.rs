@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use agent::engine::{Culprit, FlowReport, FlowState, Kill};
-use agent::wire::open::{Kind, Refusal, Target};
+use agent::wire::open::{Kind, Open, Refusal, Target};
 
 use crate::control;
 
 /// One flow of the engine as the control socket tells it.
 pub fn row(report: &FlowReport) -> control::Flow {
     let (protocol, target) = match &report.open {
+        Some(Open { kind: Kind::Echo, target: Target::Address(address, _) }) => ("icmp", address.to_string()),
         Some(open) => (protocol(open.kind), target(&open.target)),
         None => ("tcp", String::new()),
     };
@@ -63,6 +64,7 @@ fn milliseconds(time: Duration) -> f64 {
 fn end(report: &FlowReport) -> Option<(&'static str, &'static str)> {
     match (report.state, report.culprit) {
         (FlowState::Refused(_), Some(Culprit::Trunk)) => Some(("tunnel", "the tunnel could not take it")),
+        (FlowState::Refused(Refusal::Prohibited), _) if is_echo(report) => Some(("agent", NO_PING)),
         (FlowState::Refused(refusal), _) => Some((refuser(refusal), reason(refusal))),
         (FlowState::Reset, culprit) => culprit.map(reset),
         (
@@ -97,6 +99,14 @@ fn refuser(refusal: Refusal) -> &'static str {
         Refusal::Denied | Refusal::Exhausted | Refusal::UnknownName | Refusal::Unsupported => "agent",
     }
 }
+
+fn is_echo(report: &FlowReport) -> bool {
+    report.open.as_ref().is_some_and(|open| open.kind == Kind::Echo)
+}
+
+/// What `flows` and `status` say when the agent may not ping.
+pub(crate) const NO_PING: &str =
+    "the agent may not ping: its group is not in net.ipv4.ping_group_range of the instance";
 
 fn protocol(kind: Kind) -> &'static str {
     match kind {

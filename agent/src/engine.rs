@@ -341,7 +341,11 @@ impl<E: LocalEnds> Engine<E> {
         let mut moved = false;
         while self.trunk.unsent() < most && self.mux.wants_to_send() {
             let Self { trunk, mux, flows, .. } = self;
+            // No sparse stream passes what the mux has written: it may not run ahead of the record.
+            let lacking = (most - trunk.unsent()).max(LEAST_FILL);
             let spare = trunk.spare();
+            let usable = spare.len().min(lacking);
+            let spare = &mut spare[..usable];
             if spare.is_empty() {
                 break;
             }
@@ -388,6 +392,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const TURNS: usize = 8;
 /// Reads of one lane in a turn.
 const READS: usize = 4;
+/// Bytes the mux is asked for at least, so that its frames are worth their headers.
+const LEAST_FILL: usize = 1024;
 /// Records to one lane in a turn.
 const RECORDS: usize = 16;
 

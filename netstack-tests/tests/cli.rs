@@ -62,6 +62,7 @@ fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
         (&["up", "--instance", id, "--cidr", "10.0.0.0/8", "--local-ip", "10.0.0.1/30"], "overlaps"),
         (&["up", "--instance", id, "--cidr", "10.0.0.0/8", "--mtu", "100"], "--mtu"),
         (&["up", "--instance", id, "--cidr", "10.0.0.0/8", "--timeout", "soon"], "duration"),
+        (&["up", "--instance", id, "--cidr", "10.0.0.0/8", "--udp-timeout", "2d"], "duration"),
         (
             &["up", "--instance", id, "--via", "tcp://127.0.0.1:1", "--cidr", "10.0.0.0/8"],
             "exclude each other",

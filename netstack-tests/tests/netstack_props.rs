@@ -189,6 +189,7 @@ fn config() -> Config {
         seed: 7,
         verify_checksums: false,
         emit_checksums: true,
+        ..Config::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use agent::local_end::{EndEvent, EndFigures, EndId, LocalEnds};
-use agent::wire::open::{Kind, Open, Refusal, Target};
+use agent::wire::open::{Open, Refusal, Target};
 
 use crate::netstack::{Event, FlowId, Stack};
 use crate::os::tun::{AsyncTun, Incoming};
@@ -140,10 +140,10 @@ impl<D: Device> LocalEnds for Capture<D> {
 
     fn poll_event(&mut self) -> Option<EndEvent> {
         Some(match self.stack.poll_event()? {
-            Event::Connect { flow, source, target } => EndEvent::Wanted {
+            Event::Connect { flow, kind, source, target } => EndEvent::Wanted {
                 end: EndId(flow.0),
                 source,
-                open: Open { kind: Kind::Tcp, target: Target::Address(target.ip(), target.port()) },
+                open: Open { kind, target: Target::Address(target.ip(), target.port()) },
             },
             Event::Readable { flow } => EndEvent::Readable { end: EndId(flow.0) },
             Event::Room { flow } => EndEvent::Room { end: EndId(flow.0) },
@@ -179,8 +179,15 @@ impl<D: Device> LocalEnds for Capture<D> {
         let counters = self.stack.counters();
         tell("packets_in", counters.packets_in);
         tell("packets_out", counters.packets_out);
+        tell("datagrams_up", counters.datagrams_up);
+        tell("datagrams_lost_up", counters.datagrams_lost_up);
+        tell("datagrams_down", counters.datagrams_down);
+        tell("datagrams_lost_down", counters.datagrams_lost_down);
+        tell("associations_evicted", counters.associations_evicted);
+        tell("messages_broken", counters.messages_broken);
         tell("udp_unreachable", counters.udp_unreachable);
         tell("echo_unreachable", counters.echo_unreachable);
+        tell("echo_prohibited", counters.echo_prohibited.into());
         tell("stray_segments", counters.stray_segments);
         for (reason, count) in counters.drops().filter(|(_, count)| *count > 0) {
             tell(reason.name(), count);

@@ -12,6 +12,7 @@ use crate::config::SessionName;
 use crate::control::client::{self, Fault};
 use crate::control::{self, SCHEMA, State};
 use crate::error::{Exit, UserError};
+use crate::flows::NO_PING;
 
 /// Show the running sessions and how they are
 #[derive(Debug, Args)]
@@ -153,6 +154,14 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
         let headings = ["SESSION", "LANE", "KIND", "RTT", "AGE", "IN FLIGHT", "TX/RX", "SSM SESSION"];
         parts.push(print::table(&headings, &[], lanes));
     }
+    let limits: Vec<_> = sessions
+        .iter()
+        .filter(|s| s.counters.get("echo_prohibited").is_some_and(|prohibited| *prohibited > 0))
+        .map(|s| format!("{}: ping does not work: {NO_PING}", s.name))
+        .collect();
+    if !limits.is_empty() {
+        parts.push(limits.join("\n"));
+    }
     let errors: Vec<_> = sessions
         .iter()
         .filter_map(|session| Some(format!("{}: {}", session.name, last_error(session)?)))
@@ -255,6 +264,14 @@ prod     1     ssm   31.2ms  1m 0s  16.4kB     1.0kB / 2.0kB  dev-0a1b2c"
         assert!(text(&[later.clone()], Some(&before)).contains("0B/s / 1.5MB/s"));
         later.pid += 1;
         assert!(!text(&[later], Some(&before)).contains("B/s"), "another process counts from its own start");
+    }
+
+    #[test]
+    fn a_session_that_cannot_ping_says_why() {
+        let mut session = status("prod");
+        assert!(!text(&[session.clone()], None).contains("ping"));
+        session.counters.insert("echo_prohibited".to_owned(), 1);
+        assert!(text(&[session], None).ends_with(&format!("\n\nprod: ping does not work: {NO_PING}")));
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub(super) struct Up {
     /// How long the first connection may take, such as 30s or 2m [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_TIMEOUT", hide_env = true)]
     timeout: Option<Duration>,
+    /// How long a UDP socket may be silent before it is forgotten; 30s after one question and its answer [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_UDP_TIMEOUT", hide_env = true)]
+    udp_timeout: Option<Duration>,
     /// SSM document for the port session [default: AWS-StartSSHSession]
     #[arg(long, value_name = "NAME", env = "SSM_PROXY_DOCUMENT", hide_env = true)]
     document: Option<String>,
@@ -108,6 +111,7 @@ impl Up {
             local: self.local_ip,
             mtu: self.mtu,
             timeout: self.timeout,
+            udp_timeout: self.udp_timeout,
             document: self.document,
             agent_port: self.agent_port,
             ping_interval: self.ping_interval,
@@ -165,7 +169,7 @@ fn summary(plan: &Plan, ready: &Ready) -> Vec<(&'static str, String)> {
         let local: Vec<_> = ready.stays_local.iter().map(|(net, whose)| format!("{net} ({whose})")).collect();
         rows.push(("Stays local", local.join(", ")));
     }
-    rows.push(("Not yet", "private names (use addresses), UDP and ping".to_owned()));
+    rows.push(("Not yet", "private names (use addresses)".to_owned()));
     let name = &plan.name;
     let which =
         if *name == SessionName::default() { String::new() } else { format!(" --session-name {name}") };
@@ -297,7 +301,7 @@ mod tests {
         let text: Vec<_> = rows.iter().map(|(label, text)| format!("{label}: {text}")).collect();
         assert_eq!(text[0], "Routed: 10.0.0.0/8 through i-0123456789abcdef0 (ssmp0)");
         assert_eq!(text[1], "Stays local: 10.9.0.0/16 (docker0)");
-        assert!(text[2].contains("private names") && text[2].contains("ping"));
+        assert!(text[2].contains("private names"));
         assert!(text[3].contains("ssm-proxy down --session-name prod"));
     }
 
@@ -313,6 +317,7 @@ mod tests {
             local_ip: Vec::new(),
             mtu: None,
             timeout: None,
+            udp_timeout: None,
             document: None,
             agent_port: None,
             ping_interval: None,

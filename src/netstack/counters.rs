@@ -1,5 +1,7 @@
 //! Pure: what the netstack counts.
 
+use agent::wire::open::Kind;
+
 /// Why a packet went no further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {
@@ -10,6 +12,7 @@ pub enum DropReason {
     Checksum,
     /// IPv4 options.
     Options,
+    /// A fragment of TCP, or a datagram that could not be put together.
     Fragment,
     /// Hop limit (TTL) 0.
     HopLimit,
@@ -27,6 +30,8 @@ pub enum DropReason {
     TcpHeader,
     /// TCP flags that contradict each other.
     TcpFlags,
+    /// A UDP port of 0.
+    UdpPort,
     /// Data behind the application's own FIN.
     AfterFin,
     /// A reset for no flow of ours.
@@ -35,7 +40,7 @@ pub enum DropReason {
     IcmpType,
     /// A SYN beyond the bound of connections that wait for an answer.
     PendingFull,
-    /// A SYN beyond the bound of flows.
+    /// A SYN or a first datagram beyond the bound of flows.
     FlowsFull,
     /// An answer of our own beyond the rate we send them at.
     ReplyRate,
@@ -44,7 +49,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Length,
         Self::Version,
         Self::Checksum,
@@ -58,6 +63,7 @@ impl DropReason {
         Self::Protocol,
         Self::TcpHeader,
         Self::TcpFlags,
+        Self::UdpPort,
         Self::AfterFin,
         Self::StrayReset,
         Self::IcmpType,
@@ -83,6 +89,7 @@ impl DropReason {
             Self::Protocol => "protocol",
             Self::TcpHeader => "tcp_header",
             Self::TcpFlags => "tcp_flags",
+            Self::UdpPort => "udp_port",
             Self::AfterFin => "after_fin",
             Self::StrayReset => "stray_reset",
             Self::IcmpType => "icmp_type",
@@ -103,7 +110,7 @@ pub struct Counters {
     /// Packets and bytes the device took.
     pub packets_out: u64,
     pub bytes_out: u64,
-    /// SYNs that became a flow.
+    /// SYNs, and datagrams from new sockets, that became a flow.
     pub flows_opened: u64,
     /// Flows there are, whatever their state.
     pub flows_now: usize,
@@ -113,9 +120,21 @@ pub struct Counters {
     pub syns_repeated: u64,
     /// Resets we sent for segments of no flow.
     pub stray_segments: u64,
-    /// UDP datagrams and echo requests answered with an unreachable.
+    /// Errors told to applications about UDP datagrams and about echo requests.
     pub udp_unreachable: u64,
     pub echo_unreachable: u64,
+    /// Whether the agent said last that it may not ping.
+    pub echo_prohibited: bool,
+    /// Datagrams and echo requests of applications, and those that were dropped because they waited for too long.
+    pub datagrams_up: u64,
+    pub datagrams_lost_up: u64,
+    /// Datagrams and echo replies for applications, and those that were dropped.
+    pub datagrams_down: u64,
+    pub datagrams_lost_down: u64,
+    /// UDP and echo flows that made room for new ones.
+    pub associations_evicted: u64,
+    /// Flows ended because the agent sent what is no message.
+    pub messages_broken: u64,
     /// Silent flows whose rings gave their pages back.
     pub rests: u64,
     /// Calls into smoltcp; the work per packet is this over the packets.
@@ -131,6 +150,10 @@ impl Counters {
     /// Every reason with its count, in a fixed order.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.into_iter().zip(self.drops)
+    }
+
+    pub(super) fn count_unreachable(&mut self, kind: Kind) {
+        *(if kind == Kind::Echo { &mut self.echo_unreachable } else { &mut self.udp_unreachable }) += 1;
     }
 
     pub(super) fn drop(&mut self, reason: DropReason) {

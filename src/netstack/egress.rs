@@ -59,6 +59,10 @@ impl Stack {
                 }
                 State::Open(connection) if connection.is_abandoned(now) => self.abandon(slot, now),
                 State::Open(_) => self.dirty.push(slot),
+                State::Datagrams(association) => match association.expires(&self.config) {
+                    at if at <= now => self.conclude(slot),
+                    at => self.arm(slot, at, now),
+                },
                 State::Gone => {}
             }
         }
@@ -69,7 +73,7 @@ impl Stack {
     /// Sends at most one turn's packets of a flow.
     fn send(&mut self, slot: u32, now: Instant, emit: &mut dyn FnMut(&[u8]) -> bool) -> Sent {
         let Some(Flow { state: State::Open(connection), meter, .. }) = self.table.get_mut(slot) else {
-            return Sent::All;
+            return self.send_datagrams(slot, emit);
         };
         for _ in 0..PACKETS_PER_TURN {
             connection.send(&mut self.io, &mut self.out, now);
@@ -163,14 +167,14 @@ impl Stack {
 }
 
 /// How far a flow got with its packets.
-enum Sent {
+pub(super) enum Sent {
     All,
     More,
     DeviceFull,
 }
 
 /// Packets one flow may send before others have their turn.
-const PACKETS_PER_TURN: usize = 32;
+pub(super) const PACKETS_PER_TURN: usize = 32;
 /// smoltcp may ask to be called at once without having anything to send.
 const MIN_WAIT: Duration = Duration::from_micros(500);
 /// Outdated timer entries that are not worth a clean-up.

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use agent::wire::open::Kind;
+
 use super::flow_table::Tuple;
 use super::tcp::News;
 
@@ -15,8 +17,11 @@ pub struct FlowId(pub u32);
 /// nothing until a `Connect` uses it again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// An application asks for a connection; answered by `accept` or `refuse`.
-    Connect { flow: FlowId, source: SocketAddr, target: SocketAddr },
+    /// An application asks for a connection, or sent its first datagram; answered by `accept` or `refuse`.
+    ///
+    /// An echo's source has the identifier for a port. What UDP and echo flows read and write are messages of
+    /// `agent::wire::datagram`; they may be read before the answer.
+    Connect { flow: FlowId, kind: Kind, source: SocketAddr, target: SocketAddr },
     /// Bytes may be read. Told again only after a read returned 0.
     Readable { flow: FlowId },
     /// `room` grew.
@@ -25,7 +30,8 @@ pub enum Event {
     Finished { flow: FlowId },
     /// The application reset the connection or gave up. The flow is gone.
     Reset { flow: FlowId },
-    /// Both directions are finished and everything is delivered. The flow is gone.
+    /// Both directions are finished and everything is delivered, or datagrams had nothing to carry for long.
+    /// The flow is gone.
     Closed { flow: FlowId },
 }
 
@@ -53,10 +59,10 @@ impl Untold {
     }
 
     pub(super) fn take(&mut self, flow: FlowId, tuple: Tuple) -> Option<Event> {
-        let Tuple { source, target } = tuple;
+        let Tuple { kind, source, target } = tuple;
         let taken = |flag: &mut bool| std::mem::take(flag);
         if taken(&mut self.connect) {
-            Some(Event::Connect { flow, source, target })
+            Some(Event::Connect { flow, kind, source, target })
         } else if taken(&mut self.readable) {
             Some(Event::Readable { flow })
         } else if taken(&mut self.room) {

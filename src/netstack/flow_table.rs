@@ -5,19 +5,26 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// The addresses and ports of a TCP connection, as the application sees them.
+use agent::wire::open::Kind;
+
+/// The addresses and ports of a flow, as the application sees them. Of UDP the first target, which is no part of what
+/// the flow is found by; of an echo the identifier as the source's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuple {
+    pub(super) kind: Kind,
     pub(super) source: SocketAddr,
     pub(super) target: SocketAddr,
 }
 
 impl Tuple {
     fn key(&self) -> Key {
-        let ports = u32::from(self.source.port()) << 16 | u32::from(self.target.port());
-        Key { source: bits(self.source.ip()), target: bits(self.target.ip()), ports }
+        let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let target = if self.kind == Kind::Udp { any } else { self.target };
+        let ports = u64::from(self.source.port()) << 16 | u64::from(target.port());
+        let rest = (self.kind as u64) << 32 | ports;
+        Key { source: bits(self.source.ip()), target: bits(target.ip()), rest }
     }
 }
 
@@ -26,7 +33,8 @@ impl Tuple {
 struct Key {
     source: u128,
     target: u128,
-    ports: u32,
+    /// Kind and ports.
+    rest: u64,
 }
 
 fn bits(address: IpAddr) -> u128 {
@@ -188,6 +196,7 @@ mod tests {
 
     fn tuple(source_port: u16, host: u8) -> Tuple {
         Tuple {
+            kind: Kind::Tcp,
             source: SocketAddr::from(([10, 99, 0, 1], source_port)),
             target: SocketAddr::from(([10, 0, 1, host], 443)),
         }

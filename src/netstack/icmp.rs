@@ -11,12 +11,16 @@
 //! | `Prohibited`, `Denied`,        | ICMP 3/13     | EHOSTUNREACH | ICMPv6 1/1    | EACCES       |
 //! | `Unsupported`                  |               |              |               |              |
 //!
-//! UDP gets port unreachable (3/3, 1/4: ECONNREFUSED) and an echo request prohibited (3/13, 1/1), as long as
-//! no relay serves them.
+//! A UDP datagram or an echo request gets what the network told the agent about it, as ICMP. `Refused` is then
+//! port unreachable (3/3, 1/4: ECONNREFUSED), `Exhausted` the host unreachable of the table, for that passes, and
+//! a datagram too big for the way gets the MTU of the way (3/4, 2/0: EMSGSIZE).
 
 use std::time::{Duration, Instant};
 
+use agent::wire::datagram::Trouble;
 use agent::wire::open::Refusal;
+
+use super::packet::{self, V4_HEADER};
 
 /// How a SYN is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +42,52 @@ pub(super) fn answer(why: Refusal, v6: bool) -> Answer {
     Answer::Unreachable(if v6 { code6 } else { code })
 }
 
-pub(super) fn port_unreachable(v6: bool) -> u8 {
-    if v6 { 4 } else { 3 }
+/// An ICMP or ICMPv6 error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Error {
+    pub(super) kind: u8,
+    pub(super) code: u8,
+    /// The MTU of the way, where that is the error.
+    pub(super) mtu: u16,
 }
+
+/// The error for the datagram whose beginning is `quote`; `None` where a network would say nothing.
+pub(super) fn error(trouble: Trouble, quote: &[u8]) -> Option<Error> {
+    let v6 = quote.first()? >> 4 == 6;
+    let code = match trouble {
+        Trouble::TooBig(mtu) => return too_big(mtu, v6, quote),
+        Trouble::Refusal(Refusal::Refused) if v6 => 4,
+        Trouble::Refusal(Refusal::Refused) => 3,
+        Trouble::Refusal(Refusal::Exhausted) => {
+            return error(Trouble::Refusal(Refusal::HostUnreachable), quote);
+        }
+        Trouble::Refusal(why) => match answer(why, v6) {
+            Answer::Unreachable(code) => code,
+            Answer::Reset => return None,
+        },
+    };
+    Some(Error { kind: if v6 { 1 } else { 3 }, code, mtu: 0 })
+}
+
+fn too_big(mtu: u16, v6: bool, quote: &[u8]) -> Option<Error> {
+    let header = quote.get(..V4_HEADER)?;
+    if v6 {
+        let mtu = if mtu == 0 { MIN_V6 } else { mtu.max(MIN_V6) };
+        return Some(Error { kind: 2, code: 0, mtu });
+    }
+    // What may be cut on the way is never too big.
+    let may_be_cut = header[6] & 0x40 == 0;
+    let length = packet::u16_at(header, 2);
+    let usual = || MTUS.into_iter().find(|usual| *usual < length).unwrap_or(MIN_V4);
+    let mtu = if mtu == 0 { usual() } else { mtu.max(MIN_V4) };
+    (!may_be_cut).then_some(Error { kind: 3, code: 4, mtu })
+}
+
+/// What ways allow most often.
+const MTUS: [u16; 3] = [9001, 1500, 1280];
+const MIN_V6: u16 = 1280;
+/// The least that every host takes (RFC 791).
+const MIN_V4: u16 = 576;
 
 pub(super) fn prohibited(v6: bool) -> u8 {
     if v6 { 1 } else { 13 }

@@ -3,35 +3,41 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use agent::wire::open::Kind;
+
 use super::counters::DropReason;
 use super::event::Untold;
 use super::flow_table::Tuple;
+use super::fragments::Joined;
 use super::meter::Meter;
 use super::packet::{self, Packet, Segment, Syn};
 use super::tcp::Fate;
-use super::{Flow, PENDING_LIFE, Stack, State, icmp, reply};
+use super::{Flow, PENDING_LIFE, Stack, State, reply};
 
 impl Stack {
     /// Finds out what a packet is and hands it on.
     pub(super) fn sort(&mut self, bytes: &[u8], verify: bool, now: Instant) -> Result<(), DropReason> {
-        let packet = Packet::parse(bytes, verify)?;
-        let v6 = packet.source.is_ipv6();
+        match Packet::parse(bytes, verify) {
+            Err(DropReason::Fragment) => self.handle_fragment(bytes, verify, now),
+            packet => self.handle_whole(&packet?, verify, now),
+        }
+    }
+
+    fn handle_fragment(&mut self, bytes: &[u8], verify: bool, now: Instant) -> Result<(), DropReason> {
+        let (joined, given_up) = self.fragments.join(bytes, now);
+        (0..given_up).for_each(|_| self.counters.drop(DropReason::Fragment));
+        match joined {
+            Joined::Waits => Ok(()),
+            Joined::Useless => Err(DropReason::Fragment),
+            Joined::Whole(whole) => self.handle_whole(&Packet::parse(&whole, verify)?, verify, now),
+        }
+    }
+
+    fn handle_whole(&mut self, packet: &Packet<'_>, verify: bool, now: Instant) -> Result<(), DropReason> {
         match packet.protocol {
-            packet::TCP => self.handle_tcp(&packet, verify, now),
-            packet::UDP => {
-                packet::check_udp(&packet, verify)?;
-                self.limit_reply(now)?;
-                self.counters.udp_unreachable += 1;
-                self.unreachable(&packet, icmp::port_unreachable(v6));
-                Ok(())
-            }
-            _ => {
-                packet::check_echo(&packet, verify)?;
-                self.limit_reply(now)?;
-                self.counters.echo_unreachable += 1;
-                self.unreachable(&packet, icmp::prohibited(v6));
-                Ok(())
-            }
+            packet::TCP => self.handle_tcp(packet, verify, now),
+            packet::UDP => self.handle_udp(packet, verify, now),
+            _ => self.handle_echo(packet, verify, now),
         }
     }
 
@@ -39,7 +45,7 @@ impl Stack {
         let segment = Segment::parse(packet, verify)?;
         let source = SocketAddr::new(packet.source, segment.source_port);
         let target = SocketAddr::new(packet.target, segment.target_port);
-        let tuple = Tuple { source, target };
+        let tuple = Tuple { kind: Kind::Tcp, source, target };
         let Some(slot) = self.table.find(&tuple) else {
             return self.handle_unknown(tuple, packet, &segment, now);
         };
@@ -76,7 +82,7 @@ impl Stack {
                 self.handle_segment(slot, packet, &segment, now);
                 Ok(())
             }
-            State::Pending(..) | State::Gone => self.answer_stray(packet, &segment),
+            State::Pending(..) | State::Datagrams(_) | State::Gone => self.answer_stray(packet, &segment),
         }
     }
 
@@ -139,11 +145,11 @@ impl Stack {
         self.resting.note_use(slot, now);
     }
 
-    fn limit_reply(&mut self, now: Instant) -> Result<(), DropReason> {
+    pub(super) fn limit_reply(&mut self, now: Instant) -> Result<(), DropReason> {
         if self.replies.take(now) { Ok(()) } else { Err(DropReason::ReplyRate) }
     }
 
-    fn unreachable(&mut self, packet: &Packet<'_>, code: u8) {
+    pub(super) fn unreachable(&mut self, packet: &Packet<'_>, code: u8) {
         reply::build_unreachable(packet, code, &mut self.scratch);
         self.post();
     }

@@ -40,6 +40,16 @@ impl Meter {
         }
     }
 
+    /// The application has sent a datagram.
+    pub(super) fn heard_datagram(&mut self) {
+        self.packets_from += 1;
+    }
+
+    /// The application has got a datagram.
+    pub(super) fn said_datagram(&mut self) {
+        self.packets_to += 1;
+    }
+
     /// The application has sent this.
     #[inline]
     pub(super) fn heard(&mut self, packet: &Packet<'_>, segment: &Segment, now: Instant) {

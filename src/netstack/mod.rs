@@ -1,5 +1,6 @@
 //! Pure: packets in, packets out, flows: every TCP connection an application opens through the tunnel ends
-//! here, and its bytes come out as a flow.
+//! here, and its bytes come out as a flow. So do the datagrams of each UDP socket, and the echo requests of each
+//! `ping`, as messages.
 //!
 //! Drive a [`Stack`] in this order: [`handle_packet`](Stack::handle_packet) for each packet of a batch,
 //! [`poll_event`](Stack::poll_event) until `None`, then `accept`, `refuse`, `read`, `write`, `finish` and
@@ -12,16 +13,22 @@
 //! `SocketSet` of its own behind the flow table: smoltcp walks a whole set for each packet, so that a
 //! packet costs the same whatever the number of flows.
 
+mod association;
 mod counters;
+mod datagrams;
 mod device;
 mod egress;
 mod event;
 mod flow_table;
+mod fragments;
 mod icmp;
 mod ingress;
+mod mailbox;
 mod meter;
 mod packet;
+mod peers;
 mod queue;
+mod recency;
 mod reply;
 mod rest;
 pub mod rings;
@@ -30,13 +37,16 @@ mod tcp;
 use std::time::{Duration, Instant};
 
 use agent::local_end::EndFigures;
-use agent::wire::open::Refusal;
+use agent::wire::open::{Kind, Refusal};
 
+use self::association::Association;
 pub use self::counters::{Counters, DropReason};
+use self::datagrams::Datagrams;
 use self::device::{Buffer, Outbox, Traits};
 use self::event::Untold;
 pub use self::event::{Event, FlowId};
 use self::flow_table::{FlowTable, Tuple};
+use self::fragments::Fragments;
 use self::icmp::{Answer, RateLimit};
 use self::meter::Meter;
 use self::packet::{Packet, Segment, Syn};
@@ -65,6 +75,17 @@ pub struct Config {
     /// Whether TCP and UDP checksums are whole; if not, they cover the pseudo-header and the device does the rest.
     /// IP and ICMP ones always are.
     pub emit_checksums: bool,
+    /// UDP associations; when they are so many, the one idle for longest makes room for another.
+    pub max_associations: usize,
+    /// The same for pairs of an echo identifier and a target.
+    pub max_echoes: usize,
+    /// How long an association may be idle: after one datagram and its answers, otherwise, and for an echo.
+    pub udp_pair_timeout: Duration,
+    pub udp_timeout: Duration,
+    pub echo_timeout: Duration,
+    /// Bytes of datagrams that wait in one association, each way, and in all.
+    pub datagram_queue: usize,
+    pub datagram_memory: usize,
 }
 
 impl Config {
@@ -90,6 +111,13 @@ impl Default for Config {
             seed: 0,
             verify_checksums: true,
             emit_checksums: true,
+            max_associations: 8_192,
+            max_echoes: 1_024,
+            udp_pair_timeout: Duration::from_secs(30),
+            udp_timeout: Duration::from_secs(300),
+            echo_timeout: Duration::from_secs(30),
+            datagram_queue: 256 * 1024,
+            datagram_memory: 32 << 20,
         }
     }
 }
@@ -104,6 +132,8 @@ pub struct Stack {
     /// Flows that may have packets to send.
     dirty: Queue,
     timers: Timers,
+    datagrams: Datagrams,
+    fragments: Fragments,
     outbox: Outbox,
     /// The packet of a flow that the device did not take yet.
     out: Buffer,
@@ -131,6 +161,8 @@ enum State {
     /// The SYN, and when it was last heard.
     Pending(Syn, Instant),
     Open(Connection),
+    /// UDP or echo.
+    Datagrams(Box<Association>),
     /// Only its last event is left.
     Gone,
 }
@@ -150,6 +182,8 @@ impl Stack {
             events: Queue::default(),
             dirty: Queue::default(),
             timers: Timers::default(),
+            datagrams: Datagrams::default(),
+            fragments: Fragments::default(),
             outbox: Outbox::default(),
             out: Buffer::default(),
             memory,
@@ -204,7 +238,14 @@ impl Stack {
         let FlowId(slot) = flow;
         let Some(Tuple { target, .. }) = self.table.tuple(slot) else { return };
         let Some(flow) = self.table.get_mut(slot) else { return };
-        let State::Pending(syn, _) = &flow.state else { return };
+        let syn = match &flow.state {
+            State::Pending(syn, _) => syn,
+            State::Datagrams(association) => {
+                self.counters.echo_prohibited &= association.kind != Kind::Echo;
+                return;
+            }
+            State::Open(_) | State::Gone => return,
+        };
         let (receive, send) = self.config.ring_sizes();
         let memory = self.memory.as_mut();
         let fresh = || Rings::new(memory, receive, send).map(Connection::new);
@@ -224,10 +265,11 @@ impl Stack {
     /// Turns the connection away with the error that `icmp.rs` lists for the reason. The flow is gone.
     pub fn refuse(&mut self, flow: FlowId, why: Refusal, now: Instant) {
         let FlowId(slot) = flow;
-        let Some(Flow { state: State::Pending(syn, _), .. }) = self.table.get(slot) else {
-            return self.reset(flow, now);
+        let syn = match self.table.get(slot).map(|flow| &flow.state) {
+            Some(State::Pending(syn, _)) => *syn,
+            Some(State::Datagrams(_)) => return self.refuse_datagrams(slot, why, now),
+            Some(State::Open(_) | State::Gone) | None => return self.reset(flow, now),
         };
-        let syn = *syn;
         self.remove(slot);
         let Ok(packet) = Packet::parse(syn.bytes(), false) else { return };
         match icmp::answer(why, packet.source.is_ipv6()) {
@@ -241,22 +283,31 @@ impl Stack {
     }
 
     /// Moves waiting bytes into `buf`; 0 means nothing is there now.
-    pub fn read(&mut self, flow: FlowId, buf: &mut [u8], _now: Instant) -> usize {
+    pub fn read(&mut self, flow: FlowId, buf: &mut [u8], now: Instant) -> usize {
         let Some(entry) = self.table.get_mut(flow.0) else { return 0 };
-        let State::Open(connection) = &mut entry.state else { return 0 };
-        let count = connection.read(buf);
+        let count = match &mut entry.state {
+            State::Open(connection) => {
+                let count = connection.read(buf);
+                if count > 0 && !connection.is_over() {
+                    self.dirty.push(flow.0);
+                }
+                count
+            }
+            State::Datagrams(_) => return self.read_messages(flow.0, buf, now),
+            State::Pending(..) | State::Gone => return 0,
+        };
         if count == 0 {
             entry.untold.readable = false;
-        } else if !connection.is_over() {
-            self.dirty.push(flow.0);
         }
         self.tell(flow.0);
         count
     }
 
     /// Takes as many bytes for the application as there is room for.
-    pub fn write(&mut self, flow: FlowId, bytes: &[u8], _now: Instant) -> usize {
-        let Some(connection) = self.connection(flow.0) else { return 0 };
+    pub fn write(&mut self, flow: FlowId, bytes: &[u8], now: Instant) -> usize {
+        let Some(connection) = self.connection(flow.0) else {
+            return self.write_messages(flow.0, bytes, now);
+        };
         let count = connection.write(bytes);
         if count > 0 {
             self.dirty.push(flow.0);
@@ -268,12 +319,18 @@ impl Stack {
     pub fn room(&self, flow: FlowId) -> usize {
         match self.table.get(flow.0).map(|flow| &flow.state) {
             Some(State::Open(connection)) => connection.room(),
+            Some(State::Datagrams(_)) => datagrams::ROOM,
             Some(State::Pending(..) | State::Gone) | None => 0,
         }
     }
 
     /// No more bytes will be written; the application gets a FIN after those it has.
+    ///
+    /// A flow of datagrams is over then.
     pub fn finish(&mut self, flow: FlowId, _now: Instant) {
+        if let Some(Flow { state: State::Datagrams(_), .. }) = self.table.get(flow.0) {
+            return self.conclude(flow.0);
+        }
         let Some(connection) = self.connection(flow.0) else { return };
         connection.finish();
         self.dirty.push(flow.0);
@@ -291,7 +348,7 @@ impl Stack {
                 self.remove(slot);
                 self.post_reply();
             }
-            State::Gone => self.remove(slot),
+            State::Datagrams(_) | State::Gone => self.remove(slot),
         }
     }
 
@@ -318,6 +375,7 @@ impl Stack {
         assert_eq!(self.table.len(), self.counters.flows_now);
         assert!(self.spare.len() <= if self.memory.is_some() { self.config.max_flows } else { MAX_WARM });
         self.resting.check_invariants();
+        self.check_datagrams();
         assert!(self.timers.len() <= 2 * self.table.len() + egress::TIMER_SLACK);
         for (slot, flow) in self.table.iter() {
             assert!(
@@ -325,7 +383,7 @@ impl Stack {
                 "slot {slot} has events no one will tell"
             );
             let ended = match &flow.state {
-                State::Pending(..) => false,
+                State::Pending(..) | State::Datagrams(_) => false,
                 State::Open(connection) => connection.is_over(),
                 State::Gone => {
                     assert!(flow.untold.reset || flow.untold.closed, "slot {slot} is never freed");
@@ -347,14 +405,18 @@ impl Stack {
         }
         if news.closed {
             let state = std::mem::replace(&mut flow.state, State::Gone);
-            self.retire(state);
+            self.retire(slot, state);
         }
     }
 
     /// Keeps the rings of a connection that has ended for the next one: making them anew costs more than everything else
     /// a short connection needs. Those of a long one have too many touched pages to keep.
-    fn retire(&mut self, state: State) {
-        let State::Open(connection) = state else { return };
+    fn retire(&mut self, slot: u32, state: State) {
+        let connection = match state {
+            State::Open(connection) => connection,
+            State::Datagrams(association) => return self.datagrams.forget(slot, &association),
+            State::Pending(..) | State::Gone => return,
+        };
         let few = self.spare.len() < MAX_WARM && connection.is_cheap_to_keep();
         match (self.memory.as_deref_mut(), connection.place()) {
             (Some(memory), Some(place)) => {
@@ -370,6 +432,11 @@ impl Stack {
 
     /// The flow ends without the owner's doing: only its `Reset` is left to tell, if it was ever told of.
     fn lose(&mut self, slot: u32) {
+        self.leave(slot, Untold { reset: true, ..Untold::default() });
+    }
+
+    /// Only `last` is left to tell of the flow, if it was ever told of.
+    fn leave(&mut self, slot: u32, last: Untold) {
         let Some(flow) = self.table.get_mut(slot) else { return };
         if flow.untold.connect {
             return self.remove(slot);
@@ -378,10 +445,10 @@ impl Stack {
             self.counters.flows_pending -= 1;
         }
         let state = std::mem::replace(&mut flow.state, State::Gone);
-        flow.untold = Untold { reset: true, ..Untold::default() };
+        flow.untold = last;
         self.table.unmap(slot);
         self.events.push(slot);
-        self.retire(state);
+        self.retire(slot, state);
     }
 
     fn remove(&mut self, slot: u32) {
@@ -391,13 +458,13 @@ impl Stack {
         if matches!(flow.state, State::Pending(..)) {
             self.counters.flows_pending -= 1;
         }
-        self.retire(flow.state);
+        self.retire(slot, flow.state);
     }
 
     fn connection(&mut self, slot: u32) -> Option<&mut Connection> {
         match &mut self.table.get_mut(slot)?.state {
             State::Open(connection) => Some(connection),
-            State::Pending(..) | State::Gone => None,
+            State::Pending(..) | State::Datagrams(_) | State::Gone => None,
         }
     }
 

@@ -197,33 +197,59 @@ impl Syn {
     }
 }
 
-/// Whether a UDP header is sound; what it carries is nobody's business here.
-pub(super) fn check_udp(packet: &Packet<'_>, verify: bool) -> Result<(), DropReason> {
-    let bytes = packet.payload();
-    let fixed = bytes.get(..8).ok_or(DropReason::Length)?;
-    let length = usize::from(u16_at(fixed, 4));
-    if length < 8 || length > bytes.len() {
-        return Err(DropReason::Length);
-    }
-    let unsummed = u16_at(fixed, 6) == 0 && packet.source.is_ipv4();
-    if verify && !unsummed && !packet.payload_checksum_holds() {
-        return Err(DropReason::Checksum);
-    }
-    Ok(())
+/// A UDP datagram.
+pub(super) struct Datagram<'a> {
+    pub(super) source_port: u16,
+    pub(super) target_port: u16,
+    pub(super) payload: &'a [u8],
 }
 
-/// Whether an ICMP message is an echo request.
-pub(super) fn check_echo(packet: &Packet<'_>, verify: bool) -> Result<(), DropReason> {
-    let bytes = packet.payload();
-    let fixed = bytes.get(..8).ok_or(DropReason::Length)?;
-    let (request, holds) = match packet.source {
-        IpAddr::V4(_) => (8, !verify || checksum(&[bytes]) == 0),
-        IpAddr::V6(_) => (128, !verify || packet.payload_checksum_holds()),
-    };
-    if !holds {
-        return Err(DropReason::Checksum);
+impl<'a> Datagram<'a> {
+    pub(super) fn parse(packet: &Packet<'a>, verify: bool) -> Result<Self, DropReason> {
+        let bytes = packet.payload();
+        let fixed = bytes.get(..8).ok_or(DropReason::Length)?;
+        let (source_port, target_port) = (u16_at(fixed, 0), u16_at(fixed, 2));
+        let datagram = bytes.get(..usize::from(u16_at(fixed, 4))).ok_or(DropReason::Length)?;
+        let payload = datagram.get(8..).ok_or(DropReason::Length)?;
+        let unsummed = u16_at(fixed, 6) == 0 && packet.source.is_ipv4();
+        if verify && !unsummed && pseudo_checksum(packet.source, packet.target, UDP, datagram) != 0 {
+            return Err(DropReason::Checksum);
+        }
+        if source_port == 0 || target_port == 0 {
+            return Err(DropReason::UdpPort);
+        }
+        Ok(Self { source_port, target_port, payload })
     }
-    if fixed[0] == request && fixed[1] == 0 { Ok(()) } else { Err(DropReason::IcmpType) }
+}
+
+/// An echo request.
+pub(super) struct Echo<'a> {
+    pub(super) identifier: u16,
+    pub(super) sequence: u16,
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Echo<'a> {
+    pub(super) fn parse(packet: &Packet<'a>, verify: bool) -> Result<Self, DropReason> {
+        let bytes = packet.payload();
+        let (fixed, payload) = bytes.split_at_checked(8).ok_or(DropReason::Length)?;
+        let (request, holds) = match packet.source {
+            IpAddr::V4(_) => (8, !verify || checksum(&[bytes]) == 0),
+            IpAddr::V6(_) => (128, !verify || packet.payload_checksum_holds()),
+        };
+        if !holds {
+            return Err(DropReason::Checksum);
+        }
+        if fixed[0] != request || fixed[1] != 0 {
+            return Err(DropReason::IcmpType);
+        }
+        Ok(Self { identifier: u16_at(fixed, 4), sequence: u16_at(fixed, 6), payload })
+    }
+}
+
+/// The length of the IP header we send to and take from this address.
+pub(super) fn header_of(address: IpAddr) -> usize {
+    if address.is_ipv4() { V4_HEADER } else { V6_HEADER }
 }
 
 /// What a TCP packet that smoltcp built told the application.
@@ -255,7 +281,7 @@ pub(super) fn sequence(bytes: &[u8]) -> Option<(u32, u32)> {
 }
 
 /// Whether a host that an application runs on may send from this address.
-fn may_send(address: IpAddr) -> bool {
+pub(super) fn may_send(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => unicast_v4(address),
         IpAddr::V6(address) => unicast_v6(address),
@@ -322,24 +348,37 @@ pub(super) fn pseudo_checksum(source: IpAddr, target: IpAddr, protocol: u8, payl
 /// Fills in the checksum of a TCP packet without IP options: the whole, or that of the pseudo-header alone for
 /// a device that does the rest.
 pub(super) fn fill_tcp_checksum(bytes: &mut [u8], whole: bool) {
+    fill_checksum(bytes, TCP, 16, whole);
+}
+
+/// The same for a UDP packet, where a checksum of 0 says that there is none.
+pub(super) fn fill_udp_checksum(bytes: &mut [u8], whole: bool) {
+    fill_checksum(bytes, UDP, 6, whole);
+}
+
+fn fill_checksum(bytes: &mut [u8], protocol: u8, at: usize, whole: bool) {
     let (addresses, header) = match bytes.first() {
         Some(first) if first >> 4 == 4 => (12..V4_HEADER, V4_HEADER),
         Some(_) | None => (8..V6_HEADER, V6_HEADER),
     };
-    let Some((ip, tcp)) = bytes.split_at_mut_checked(header).filter(|(_, tcp)| tcp.len() >= TCP_HEADER)
+    let Some((ip, payload)) =
+        bytes.split_at_mut_checked(header).filter(|(_, payload)| payload.len() >= at + 2)
     else {
         return;
     };
-    put_u16(tcp, 16, 0);
-    let length = (tcp.len() as u32).to_be_bytes();
-    let pseudo = [&ip[addresses], &length, &[0, 0, 0, TCP]];
+    put_u16(payload, at, 0);
+    let length = (payload.len() as u32).to_be_bytes();
+    let pseudo = [&ip[addresses], &length, &[0, 0, 0, protocol]];
     let sum = if whole {
-        checksum(&[pseudo[0], pseudo[1], pseudo[2], tcp])
+        match checksum(&[pseudo[0], pseudo[1], pseudo[2], payload]) {
+            0 if protocol == UDP => u16::MAX,
+            sum => sum,
+        }
     } else {
         // What is still to be added goes on top, so this part is not complemented yet.
         !checksum(&pseudo)
     };
-    put_u16(tcp, 16, sum);
+    put_u16(payload, at, sum);
 }
 
 pub(super) fn v6_octets(address: IpAddr) -> [u8; 16] {
@@ -361,11 +400,11 @@ pub(super) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-fn v4_at(bytes: &[u8], at: usize) -> IpAddr {
+pub(super) fn v4_at(bytes: &[u8], at: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(u32_at(bytes, at)))
 }
 
-fn v6_at(bytes: &[u8], at: usize) -> IpAddr {
+pub(super) fn v6_at(bytes: &[u8], at: usize) -> IpAddr {
     let mut octets = [0; 16];
     octets.copy_from_slice(&bytes[at..at + 16]);
     IpAddr::V6(Ipv6Addr::from(octets))
@@ -498,13 +537,13 @@ mod tests {
         let unsummed = [0, 53, 0, 53, 0, 8, 0, 0];
         let packet = v6(UDP, &unsummed);
         let packet = Packet::parse(&packet, true).unwrap();
-        assert_eq!(check_udp(&packet, true), Err(DropReason::Checksum));
+        assert_eq!(Datagram::parse(&packet, true).err(), Some(DropReason::Checksum));
         let mut bytes = SYN_V4[..20].to_vec();
         bytes.extend_from_slice(&unsummed);
         bytes[3] = 28;
         bytes[9] = UDP;
         let packet = Packet::parse(&bytes, false).unwrap();
-        assert_eq!(check_udp(&packet, true), Ok(()));
+        assert!(Datagram::parse(&packet, true).is_ok());
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Pure: the packets we build without smoltcp: resets, challenges and ICMP unreachables.
+//! Pure: the packets we build without smoltcp: resets, challenges, ICMP errors, datagrams and echo replies.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::icmp::Error;
 use super::packet::{
-    ACK, FIN, ICMP, ICMP6, Packet, RST, SYN, Segment, TCP, TCP_HEADER, V4_HEADER, V6_HEADER, checksum,
-    fill_tcp_checksum, pseudo_checksum, put_u16, u16_at, v6_octets,
+    ACK, FIN, ICMP, ICMP6, Packet, RST, SYN, Segment, TCP, TCP_HEADER, UDP, V4_HEADER, V6_HEADER, checksum,
+    fill_tcp_checksum, fill_udp_checksum, pseudo_checksum, put_u16, u16_at, v6_octets,
 };
+use super::peers::Quote;
 
 /// Builds the reset that answers a segment (RFC 9293, 3.10.7.1); `out` is cleared first.
 ///
@@ -55,21 +57,73 @@ fn build_tcp(
 ///
 /// It comes from the address the packet was for.
 pub(super) fn build_unreachable(packet: &Packet<'_>, code: u8, out: &mut Vec<u8>) {
-    let (protocol, kind, most) = match packet.target {
-        IpAddr::V4(_) => (ICMP, 3, V4_ERROR - V4_HEADER - ICMP_HEADER),
-        IpAddr::V6(_) => (ICMP6, 1, V6_ERROR - V6_HEADER - ICMP_HEADER),
+    let (kind, most) = match packet.target {
+        IpAddr::V4(_) => (3, V4_ERROR - V4_HEADER - ICMP_HEADER),
+        IpAddr::V6(_) => (1, V6_ERROR - V6_HEADER - ICMP_HEADER),
     };
     let quote = &packet.bytes[..packet.bytes.len().min(most)];
-    let header = start_ip(out, packet.target, packet.source, protocol, ICMP_HEADER + quote.len());
+    build_icmp(packet.target, packet.source, (kind, code), [0; 4], quote, out);
+}
+
+/// Builds an ICMP or ICMPv6 error about a datagram of which only the beginning is left.
+pub(super) fn build_error(quote: &Quote, error: Error, out: &mut Vec<u8>) {
+    let Error { kind, code, mtu } = error;
+    // ICMPv6 has 32 bits for it, of which these are the lower ones, as ICMP has.
+    let [high, low] = mtu.to_be_bytes();
+    build_icmp(quote.target, quote.source, (kind, code), [0, 0, high, low], quote.bytes(), out);
+}
+
+/// Builds what a target answers to the echo request of this identifier and sequence number.
+pub(super) fn build_echo_reply(
+    source: IpAddr,
+    target: IpAddr,
+    (identifier, sequence): (u16, u16),
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let kind = if source.is_ipv4() { 0 } else { 129 };
+    let ([a, b], [c, d]) = (identifier.to_be_bytes(), sequence.to_be_bytes());
+    build_icmp(source, target, (kind, 0), [a, b, c, d], payload, out);
+}
+
+fn build_icmp(
+    source: IpAddr,
+    target: IpAddr,
+    (kind, code): (u8, u8),
+    rest: [u8; 4],
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let protocol = if source.is_ipv4() { ICMP } else { ICMP6 };
+    let header = start_ip(out, source, target, protocol, ICMP_HEADER + payload.len());
     let icmp = &mut out[header..];
     icmp[0] = kind;
     icmp[1] = code;
-    icmp[ICMP_HEADER..].copy_from_slice(quote);
-    let sum = match packet.target {
+    icmp[4..ICMP_HEADER].copy_from_slice(&rest);
+    icmp[ICMP_HEADER..].copy_from_slice(payload);
+    let sum = match source {
         IpAddr::V4(_) => checksum(&[icmp]),
-        IpAddr::V6(_) => pseudo_checksum(packet.target, packet.source, protocol, icmp),
+        IpAddr::V6(_) => pseudo_checksum(source, target, protocol, icmp),
     };
     put_u16(icmp, 2, sum);
+}
+
+/// Builds a UDP datagram; `sum` is whether its checksum is the whole one.
+pub(super) fn build_udp(
+    source: SocketAddr,
+    target: SocketAddr,
+    payload: &[u8],
+    sum: bool,
+    out: &mut Vec<u8>,
+) {
+    let length = DATAGRAM_HEADER + payload.len();
+    let header = start_ip(out, source.ip(), target.ip(), UDP, length);
+    let udp = &mut out[header..];
+    put_u16(udp, 0, source.port());
+    put_u16(udp, 2, target.port());
+    put_u16(udp, 4, length as u16);
+    udp[DATAGRAM_HEADER..].copy_from_slice(payload);
+    fill_udp_checksum(out, sum);
 }
 
 /// Changes the window of a TCP packet without options in its IP header.
@@ -116,6 +170,8 @@ fn start_ip(out: &mut Vec<u8>, source: IpAddr, target: IpAddr, protocol: u8, len
     }
 }
 
+/// Of UDP and of an echo.
+pub(super) const DATAGRAM_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 const HOP_LIMIT: u8 = 64;
 /// The longest ICMP error (RFC 1812, 4.3.2.3).

@@ -153,7 +153,8 @@ impl Session<'_> {
             ticket: None,
             sessions: Vec::new(),
         };
-        let mut data = engine::spawn(move || capture(tun), lanes)?;
+        let udp_timeout = self.plan.udp_timeout;
+        let mut data = engine::spawn(move || capture(tun, udp_timeout), lanes)?;
         self.door.teller.set_data(&device, data.asks.clone());
         let outcome = self.serve(&mut data, &way, &device).await;
         self.door.teller.ending();
@@ -274,10 +275,15 @@ fn undo_leftovers(run_dir: &Path, tell: &dyn Fn(Progress)) -> anyhow::Result<()>
     Ok(())
 }
 
-fn capture(tun: Tun) -> io::Result<Capture<AsyncTun>> {
+fn capture(tun: Tun, udp_timeout: Duration) -> io::Result<Capture<AsyncTun>> {
     let mtu = tun.mtu() as usize;
-    let emit_checksums = !tun.completes_checksums();
-    let config = netstack::Config { mtu, seed: engine::random_u64(), emit_checksums, ..Default::default() };
+    let config = netstack::Config {
+        mtu,
+        seed: engine::random_u64(),
+        emit_checksums: !tun.completes_checksums(),
+        udp_timeout,
+        ..Default::default()
+    };
     let memory = Box::new(Arena::new(config.rings()));
     Ok(Capture::new(tun.into_async()?, Stack::with_memory(config, Some(memory), engine::now()), mtu))
 }

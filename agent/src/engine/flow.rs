@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::local_end::{EndFigures, EndId};
 use crate::wire::mux::StreamId;
-use crate::wire::open::{Open, Refusal};
+use crate::wire::open::{Kind, Open, Refusal};
 
 /// Where a flow is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,17 @@ impl Flow {
     /// Whether bytes pass between stream and local end.
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.state, FlowState::Open | FlowState::Closing)
+    }
+
+    /// Whether the stream may have what the local end says. Datagrams need not wait for the answer: to lose one
+    /// to a refusal is what happens on any network.
+    pub(super) fn may_send(&self) -> bool {
+        self.is_connected() || self.state == FlowState::Opening && self.has_datagrams()
+    }
+
+    /// Whether it has no end that either side could tell the other: it just stops.
+    pub(super) fn has_datagrams(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| matches!(open.kind, Kind::Udp | Kind::Echo))
     }
 
     /// Whether only its last words are left.

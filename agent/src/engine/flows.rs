@@ -191,8 +191,11 @@ impl<E: LocalEnds> Flows<E> {
 
     fn end_closed(&mut self, end: EndId, now: Instant) {
         let Some(token) = self.forget_end(end) else { return };
-        let Some(flow) = self.slot(token) else { return };
+        let Some(flow) = self.slot_mut(token) else { return };
         if flow.stream.is_some() && !flow.far_finished {
+            if flow.has_datagrams() {
+                flow.state = FlowState::Closed;
+            }
             // An end that closed while the far side still talks: nobody would take what it says.
             self.blame_near_side(token);
             return self.abort(token, now);
@@ -221,7 +224,7 @@ impl<E: LocalEnds> Flows<E> {
     /// The local end is gone: the stream goes too.
     pub(super) fn abort(&mut self, token: Token, now: Instant) {
         let Some(flow) = self.slot_mut(token) else { return };
-        if !matches!(flow.state, FlowState::Refused(_)) {
+        if !matches!(flow.state, FlowState::Refused(_) | FlowState::Closed) {
             flow.state = FlowState::Reset;
         }
         flow.held = Vec::new();

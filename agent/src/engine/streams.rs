@@ -33,7 +33,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
             }
             return count;
         }
-        let Some(end) = flow.end.filter(|_| flow.is_connected()) else { return 0 };
+        let Some(end) = flow.end.filter(|_| flow.may_send()) else { return 0 };
         let read = ends.read(end, buf, self.now);
         flow.sent += read as u64;
         ledger.tally.bytes_sent += read as u64;
@@ -74,7 +74,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
         let opening = flow.state == FlowState::Opening;
         flow.blame(if opening { Culprit::FarEngine } else { Culprit::FarSide });
         if !matches!(flow.state, FlowState::Refused(_)) {
-            flow.state = FlowState::Reset;
+            flow.state = if flow.has_datagrams() && !opening { FlowState::Closed } else { FlowState::Reset };
         }
         self.end_near_side(token, opening.then_some(Refusal::Exhausted));
         self.flows.leave_stream(token, self.now);
@@ -131,9 +131,11 @@ impl<E: LocalEnds> View<'_, E> {
             }
             Answer::Refused(refusal) => {
                 flow.state = FlowState::Refused(refusal);
+                // Datagrams that found no credit would keep a finish waiting for ever.
+                let task = if flow.has_datagrams() { Task::Reset } else { Task::Finish };
                 self.flows.ledger.tally.refused += 1;
                 self.end_near_side(token, Some(refusal));
-                self.flows.errand(token, Task::Finish);
+                self.flows.errand(token, task);
             }
         }
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod accounts;
+mod datagrams;
 mod link;
 mod script;
 

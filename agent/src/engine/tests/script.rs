@@ -14,6 +14,8 @@ use crate::wire::open::{Kind, Open, Refusal, Target};
 /// What one flow does; index 0 is the application's side, 1 the target's.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
+    /// Ends of UDP have all their bytes at once, before any answer.
+    pub(super) kind: Kind,
     pub(super) dial: Dial,
     /// How long the target's side takes to decide.
     pub(super) dial_time: Duration,
@@ -41,6 +43,7 @@ impl Plan {
     /// Connects and does nothing unusual.
     pub(super) fn plain() -> Self {
         Self {
+            kind: Kind::Tcp,
             dial: Dial::Connect,
             dial_time: Duration::ZERO,
             bytes: [0; 2],
@@ -76,6 +79,7 @@ impl Plan {
             200 + random.below(most) as usize
         });
         Self {
+            kind: Kind::Tcp,
             dial,
             dial_time: Duration::from_micros(random.below(30_000)),
             bytes,
@@ -172,13 +176,18 @@ impl Script {
     pub(super) fn want(&mut self, flow: u32) {
         let now = self.stage.borrow().clock.get();
         let end = self.add(flow, State::Wanted);
-        let patience = self.stage.borrow().plans[flow as usize].patience;
+        let Plan { kind, bytes, patience, .. } = self.stage.borrow().plans[flow as usize].clone();
         let gives_up_at = patience.map(|patience| now + patience);
         self.timers.extend(gives_up_at.map(|at| (at, end.0)));
         self.end(end).gives_up_at = gives_up_at;
         let source = SocketAddr::from((Ipv4Addr::LOCALHOST, 1000));
         let target = Target::Address(Ipv4Addr::from(flow).into(), 80);
-        self.tell(EndEvent::Wanted { end, source, open: Open { kind: Kind::Tcp, target } });
+        self.tell(EndEvent::Wanted { end, source, open: Open { kind, target } });
+        if kind == Kind::Udp {
+            self.end(end).ready = bytes[self.side];
+            self.end(end).readable_told = true;
+            self.tell(EndEvent::Readable { end });
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -376,7 +385,10 @@ impl LocalEnds for Script {
     fn read(&mut self, end: EndId, buf: &mut [u8], _now: Instant) -> usize {
         let side = self.side;
         let entry = self.end(end);
-        assert!(entry.state == State::Open);
+        let (flow, state) = (entry.flow, entry.state);
+        let kind = self.stage.borrow().plans[flow as usize].kind;
+        assert!(state == State::Open || (state, kind) == (State::Wanted, Kind::Udp));
+        let entry = self.end(end);
         let (flow, count) = (entry.flow, entry.ready.min(buf.len()));
         entry.ready -= count;
         entry.readable_told &= count > 0;
@@ -388,7 +400,8 @@ impl LocalEnds for Script {
             *place = byte(flow, side, from + at);
         }
         self.finish_if_due(end);
-        if !self.end(end).over {
+        let entry = self.end(end);
+        if !entry.over && entry.state == State::Open {
             self.arm(end);
         }
         count
