@@ -196,7 +196,7 @@ processes connect, which is how AWS's SSM agent comes.
                         equal ones the denial)
   --dial-timeout TIME   how long a target may take to answer (default 10s)
   --max-flows N         flows at once (default 32768, less when the descriptor limit is lower)
-  --dials-per-second N  flows that may begin in a second; more are refused (default 20000)
+  --dials-per-second N  flows that may begin in a second; more are refused (default 50000)
   --park TIME           how long flows wait for a client that is gone (default 8h)
   --state-dir DIR       where the agent's own key is kept (default $STATE_DIRECTORY, else
                         /var/lib/ssm-proxy-agent)
