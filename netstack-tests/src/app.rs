@@ -48,6 +48,13 @@ impl App {
         Ok(AppSocket(self.sockets.add(socket)))
     }
 
+    /// Has the connection ask the other side for a sign of life, as a kernel does of itself when its data waits for a window:
+    /// smoltcp forgets to, once data under way is lost and an older, closed window arrives behind an open one.
+    pub fn keep_alive(&mut self, socket: AppSocket) {
+        let every = smoltcp::time::Duration::from_secs(5);
+        self.socket_mut(socket).set_keep_alive(Some(every));
+    }
+
     /// Forgets the connection without a packet, as a machine does that lost power.
     pub fn forget(&mut self, socket: AppSocket) {
         self.sockets.remove(socket.0);

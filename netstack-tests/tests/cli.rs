@@ -526,6 +526,7 @@ fn plan(name: &str, cidr: &str) -> Plan {
 
 fn status(plan: &Plan, state: State) -> Status {
     Status {
+        packets_dropped: Default::default(),
         schema: SCHEMA,
         name: plan.name.to_string(),
         pid: std::process::id(),

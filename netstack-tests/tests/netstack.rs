@@ -631,7 +631,7 @@ fn hostile_packets_are_dropped_by_reason() {
         (edit(&good, &[(12, 224)]), DropReason::Source),
         (edit(&good, &[(12, 255), (13, 255), (14, 255), (15, 255)]), DropReason::Source),
         (edit(&good, &[(12, 0), (13, 0), (14, 0), (15, 0)]), DropReason::Source),
-        (edit(&good, &[(16, 239)]), DropReason::Target),
+        (edit(&good, &[(16, 239)]), DropReason::Multicast),
         (edit(&good, &[(16, 127)]), DropReason::Target),
         (edit(&good, &[(16, 255), (17, 255), (18, 255), (19, 255)]), DropReason::Target),
         (edit(&good, &[(12, 10), (13, 0), (14, 1), (15, 5)]), DropReason::SameAddress),
@@ -647,7 +647,7 @@ fn hostile_packets_are_dropped_by_reason() {
         (edit(&good6, &[(6, 60)]), DropReason::ExtensionHeader),
         (edit(&good6, &[(6, 1)]), DropReason::Protocol),
         (edit(&good6, &[(8, 0xff)]), DropReason::Source),
-        (edit(&good6, &[(24, 0xff)]), DropReason::Target),
+        (edit(&good6, &[(24, 0xff)]), DropReason::Multicast),
         (edit(&good6, &[(50, 9)]), DropReason::Checksum),
     ];
     for (packet, reason) in cases {

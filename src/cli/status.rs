@@ -162,6 +162,10 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
     if !limits.is_empty() {
         parts.push(limits.join("\n"));
     }
+    let dropped: Vec<_> = sessions.iter().filter_map(dropped).collect();
+    if !dropped.is_empty() {
+        parts.push(dropped.join("\n"));
+    }
     let errors: Vec<_> = sessions
         .iter()
         .filter_map(|session| Some(format!("{}: {}", session.name, last_error(session)?)))
@@ -187,6 +191,15 @@ fn last_error(session: &control::Status) -> Option<String> {
 
 /// Seconds for which a trouble that is over is still told.
 const REMEMBERED: u64 = 600;
+
+/// One line on packets that went no further, if there are any but those that every kernel sends to groups.
+fn dropped(session: &control::Status) -> Option<String> {
+    let counts = session.packets_dropped.iter().filter(|(reason, count)| **count > 0 && *reason != GROUPS);
+    let reasons: Vec<_> = counts.map(|(reason, count)| format!("{} {count}", print::clean(reason))).collect();
+    (!reasons.is_empty()).then(|| format!("{}: packets dropped: {}", session.name, reasons.join(", ")))
+}
+
+const GROUPS: &str = "multicast";
 
 fn row(session: &control::Status, before: Option<&Traffic>) -> Vec<String> {
     let mut row = vec![
@@ -253,6 +266,19 @@ prod     i-0123456789abcdef0  up     ssmp0   10.0.0.0/8  2h 34m  1.3GB / 891.3MB
 SESSION  LANE  KIND  RTT     AGE    IN FLIGHT  TX/RX          SSM SESSION
 prod     1     ssm   31.2ms  1m 0s  16.4kB     1.0kB / 2.0kB  dev-0a1b2c"
         );
+    }
+
+    #[test]
+    fn dropped_packets_are_one_line_by_reason() {
+        let mut dropping = status("prod");
+        dropping.packets_dropped.insert("multicast".to_owned(), 12);
+        assert!(!text(&[dropping.clone()], None).contains("dropped"));
+
+        dropping.packets_dropped.insert("checksum".to_owned(), 3);
+        dropping.packets_dropped.insert("pending_full".to_owned(), 4000);
+
+        let line = "prod: packets dropped: checksum 3, pending_full 4000";
+        assert!(text(&[dropping], None).lines().any(|shown| shown == line));
     }
 
     #[test]

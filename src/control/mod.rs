@@ -76,13 +76,16 @@ pub struct Status {
     pub bytes_rx: u64,
     pub packets_tx: u64,
     pub packets_rx: u64,
+    /// Packets that went no further, by reason; reasons without any are left out.
+    #[serde(default)]
+    pub packets_dropped: std::collections::BTreeMap<String, u64>,
     pub flows_open: u64,
     pub flows_total: u64,
     pub flows_refused: u64,
     pub lanes: Vec<Lane>,
     /// How often the trunk went on after it had lost its last lane.
     pub resumes: u64,
-    /// Dropped packets and refused flows, by reason.
+    /// What else the device's side counted, by name.
     pub counters: std::collections::BTreeMap<String, u64>,
     /// The last thing that went wrong, in one sentence.
     pub last_error: Option<String>,
@@ -202,6 +205,7 @@ pub(crate) mod tests {
             bytes_rx: 891_289_600,
             packets_tx: 1,
             packets_rx: 2,
+            packets_dropped: std::collections::BTreeMap::new(),
             flows_open: 3,
             flows_total: 40,
             flows_refused: 5,

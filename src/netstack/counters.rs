@@ -20,6 +20,8 @@ pub enum DropReason {
     Source,
     /// A target that is not one host across a router.
     Target,
+    /// A group as target. Kernels send such packets to every device of their own accord.
+    Multicast,
     /// Source and target are the same address.
     SameAddress,
     /// An IPv6 extension header.
@@ -34,6 +36,14 @@ pub enum DropReason {
     UdpPort,
     /// Data behind the application's own FIN.
     AfterFin,
+    /// Data wholly beyond the window we offered.
+    Window,
+    /// An acknowledgement of what we never sent (RFC 5961, 5).
+    AckUnsent,
+    /// A reset that is not exactly at the next byte; it is challenged where it is close (RFC 5961, 3).
+    ResetPlace,
+    /// A SYN inside a connection; it is challenged (RFC 5961, 4).
+    SynInside,
     /// A reset for no flow of ours.
     StrayReset,
     /// An ICMP message other than an echo request.
@@ -49,7 +59,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::Length,
         Self::Version,
         Self::Checksum,
@@ -58,6 +68,7 @@ impl DropReason {
         Self::HopLimit,
         Self::Source,
         Self::Target,
+        Self::Multicast,
         Self::SameAddress,
         Self::ExtensionHeader,
         Self::Protocol,
@@ -65,6 +76,10 @@ impl DropReason {
         Self::TcpFlags,
         Self::UdpPort,
         Self::AfterFin,
+        Self::Window,
+        Self::AckUnsent,
+        Self::ResetPlace,
+        Self::SynInside,
         Self::StrayReset,
         Self::IcmpType,
         Self::PendingFull,
@@ -84,6 +99,7 @@ impl DropReason {
             Self::HopLimit => "hop_limit",
             Self::Source => "source",
             Self::Target => "target",
+            Self::Multicast => "multicast",
             Self::SameAddress => "same_address",
             Self::ExtensionHeader => "extension_header",
             Self::Protocol => "protocol",
@@ -91,6 +107,10 @@ impl DropReason {
             Self::TcpFlags => "tcp_flags",
             Self::UdpPort => "udp_port",
             Self::AfterFin => "after_fin",
+            Self::Window => "window",
+            Self::AckUnsent => "ack_unsent",
+            Self::ResetPlace => "reset_place",
+            Self::SynInside => "syn_inside",
             Self::StrayReset => "stray_reset",
             Self::IcmpType => "icmp_type",
             Self::PendingFull => "pending_full",

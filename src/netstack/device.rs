@@ -151,6 +151,11 @@ impl Outbox {
         self.lengths.is_empty()
     }
 
+    /// Whether what can wait should leave the rest to what cannot.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.bytes.len() - self.head > Self::MAX / 2
+    }
+
     const MAX: usize = 256 * 1024;
 }
 

@@ -57,6 +57,9 @@ impl Stack {
                     flow.meter.give_up();
                     self.lose(slot);
                 }
+                State::Open(connection) if connection.reset_until().is_some_and(|until| until <= now) => {
+                    self.lose(slot);
+                }
                 State::Open(connection) if connection.is_abandoned(now) => self.abandon(slot, now),
                 State::Open(_) => self.dirty.push(slot),
                 State::Datagrams(association) => match association.expires(&self.config) {
@@ -112,6 +115,21 @@ impl Stack {
         true
     }
 
+    /// Sends what the application's window takes at once, ahead of a reset.
+    pub(super) fn send_last_words(&mut self, slot: u32, now: Instant) {
+        let mut packet = std::mem::take(&mut self.io.reply);
+        while !self.outbox.is_half_full()
+            && let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(slot)
+        {
+            connection.send(&mut self.io, &mut packet, now);
+            if packet.is_empty() || !self.outbox.push(packet.bytes()) {
+                break;
+            }
+        }
+        packet.clear();
+        self.io.reply = packet;
+    }
+
     /// The application's kernel answers no more.
     fn abandon(&mut self, slot: u32, now: Instant) {
         let Some(connection) = self.connection(slot) else { return };
@@ -128,7 +146,7 @@ impl Stack {
         self.post_reply();
     }
 
-    fn rearm(&mut self, slot: u32, now: Instant) {
+    pub(super) fn rearm(&mut self, slot: u32, now: Instant) {
         let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(slot) else { return };
         if let Some(at) = connection.deadline(&mut self.io, now) {
             self.arm(slot, at, now);

@@ -1,4 +1,7 @@
 //! Pure: a packet's way to its flow.
+//!
+//! Only sources that no host may have are turned away: a machine also forwards packets of its containers and virtual
+//! machines into the tunnel, whose addresses we do not know.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -11,7 +14,7 @@ use super::flow_table::Tuple;
 use super::fragments::Joined;
 use super::meter::Meter;
 use super::packet::{self, Packet, Segment, Syn};
-use super::tcp::Fate;
+use super::tcp::{Fate, Verdict};
 use super::{Flow, PENDING_LIFE, Stack, State, reply};
 
 impl Stack {
@@ -71,17 +74,23 @@ impl Stack {
                 self.end(slot);
                 self.handle_unknown(tuple, packet, &segment, now)
             }
-            State::Open(connection) if segment.opens() => {
-                let challenge = connection.challenge();
-                let sum = self.config.emit_checksums;
-                reply::build_challenge(packet, &segment, challenge, sum, &mut self.scratch);
-                self.post();
-                Ok(())
-            }
-            State::Open(_) => {
-                self.handle_segment(slot, packet, &segment, now);
-                Ok(())
-            }
+            State::Open(connection) => match connection.judge(&segment) {
+                Verdict::Fits => {
+                    self.handle_segment(slot, packet, &segment, now);
+                    Ok(())
+                }
+                Verdict::AnswerOnly(reason) => {
+                    self.handle_segment(slot, packet, &segment, now);
+                    Err(reason)
+                }
+                Verdict::Challenge(reason) => {
+                    let challenge = connection.challenge();
+                    self.challenge(packet, &segment, challenge, now);
+                    Err(reason)
+                }
+                Verdict::Repeats => Ok(()),
+                Verdict::Drop(reason) => Err(reason),
+            },
             State::Pending(..) | State::Datagrams(_) | State::Gone => self.answer_stray(packet, &segment),
         }
     }
@@ -137,12 +146,31 @@ impl Stack {
         match fate {
             Fate::Open => self.dirty.push(slot),
             Fate::Over => self.table.unmap(slot),
-            Fate::Reset => self.lose(slot),
-            Fate::Refused(reason) => return self.counters.drop(reason),
+            Fate::Reset => self.reset_by_app(slot, now),
         }
         self.post_reply();
         self.tell(slot);
         self.resting.note_use(slot, now);
+    }
+
+    /// The owner hears of the reset once it has read what came before it, as a kernel's reader would.
+    fn reset_by_app(&mut self, slot: u32, now: Instant) {
+        let Some(Flow { state: State::Open(connection), untold, .. }) = self.table.get_mut(slot) else {
+            return;
+        };
+        if untold.connect || !connection.keep_last_words(now) {
+            return self.lose(slot);
+        }
+        self.table.unmap(slot);
+        self.rearm(slot, now);
+    }
+
+    /// Tells whoever sent the segment where the connection stands; a rightful sender then says it better.
+    fn challenge(&mut self, packet: &Packet<'_>, segment: &Segment, numbers: (u32, u32), now: Instant) {
+        if self.replies.take(now) {
+            reply::build_challenge(packet, segment, numbers, self.config.emit_checksums, &mut self.scratch);
+            self.post();
+        }
     }
 
     pub(super) fn limit_reply(&mut self, now: Instant) -> Result<(), DropReason> {

@@ -337,9 +337,11 @@ impl Stack {
         self.tell(flow.0);
     }
 
-    /// Ends both directions at once with a reset. The flow is gone.
+    /// Ends both directions with a reset, behind as many of the bytes written before as the application's window takes
+    /// at once. The flow is gone.
     pub fn reset(&mut self, flow: FlowId, now: Instant) {
         let FlowId(slot) = flow;
+        self.send_last_words(slot, now);
         let Some(flow_state) = self.table.get_mut(slot) else { return };
         match &mut flow_state.state {
             State::Pending(..) => self.refuse(flow, Refusal::Refused, now),
@@ -400,8 +402,12 @@ impl Stack {
         let State::Open(connection) = &mut flow.state else { return };
         let news = connection.news();
         flow.untold.add(news);
+        let spoken = connection.reset_until().is_some() && !connection.has_last_words();
         if flow.untold.any() {
             self.events.push(slot);
+        }
+        if spoken {
+            return self.lose(slot);
         }
         if news.closed {
             let state = std::mem::replace(&mut flow.state, State::Gone);

@@ -43,6 +43,9 @@ impl<'a> Packet<'a> {
         if !may_send(packet.source) {
             return Err(DropReason::Source);
         }
+        if packet.target.is_multicast() {
+            return Err(DropReason::Multicast);
+        }
         if !may_receive(packet.target) {
             return Err(DropReason::Target);
         }
@@ -256,6 +259,8 @@ pub(super) fn header_of(address: IpAddr) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     pub(super) seq: u32,
+    /// The sequence number behind everything in the packet.
+    pub(super) end: u32,
     pub(super) ack: u32,
     pub(super) window: u16,
     pub(super) flags: u8,
@@ -265,7 +270,11 @@ impl Told {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let header = if bytes.first()? >> 4 == 4 { V4_HEADER } else { V6_HEADER };
         let tcp = bytes.get(header..header + TCP_HEADER)?;
-        Some(Self { seq: u32_at(tcp, 4), ack: u32_at(tcp, 8), window: u16_at(tcp, 14), flags: tcp[13] })
+        let (seq, flags) = (u32_at(tcp, 4), tcp[13]);
+        let data = bytes.len().saturating_sub(header + usize::from(tcp[12] >> 4) * 4);
+        let control = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        let end = seq.wrapping_add(data as u32).wrapping_add(control);
+        Some(Self { seq, end, ack: u32_at(tcp, 8), window: u16_at(tcp, 14), flags })
     }
 }
 

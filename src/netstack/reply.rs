@@ -22,8 +22,8 @@ pub(super) fn build_reset(packet: &Packet<'_>, segment: &Segment, sum: bool, out
     build_tcp(packet, segment, (seq, ack, flags), sum, out);
 }
 
-/// Builds an acknowledgement that makes whoever sent a SYN into a connection say whether the connection
-/// still stands (RFC 5961, 4.2); `out` is cleared first.
+/// Builds an acknowledgement that makes whoever sent a doubtful segment into a connection say whether the connection
+/// still stands (RFC 5961); `out` is cleared first.
 pub(super) fn build_challenge(
     packet: &Packet<'_>,
     segment: &Segment,

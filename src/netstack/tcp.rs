@@ -75,8 +75,19 @@ pub(super) enum Fate {
     Over,
     /// The application reset it.
     Reset,
-    /// The packet says something impossible and was not looked at.
-    Refused(DropReason),
+}
+
+/// What to do with a segment, before smoltcp sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Fits,
+    Drop(DropReason),
+    /// Dropped, but the sender is told where the connection stands.
+    Challenge(DropReason),
+    /// For smoltcp, which leaves its data and answers where the window is.
+    AnswerOnly(DropReason),
+    /// Nothing new, and better kept from smoltcp.
+    Repeats,
 }
 
 /// What the owner has not been told yet.
@@ -92,6 +103,8 @@ pub(super) struct Connection {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     over: bool,
+    /// The application reset the connection; until then its last words may be read.
+    reset_until: Option<Instant>,
     /// The application's FIN has arrived with all bytes before it: the sequence number behind it.
     app_end: Option<u32>,
     finish_wanted: bool,
@@ -100,9 +113,15 @@ pub(super) struct Connection {
     /// What `room` was when it was last asked for or told.
     room_told: usize,
     has_window_scale: bool,
-    /// The sequence and acknowledgement numbers we sent last.
-    sent_seq: u32,
+    /// The application's first sequence number.
+    first: u32,
+    /// The sequence number behind all we ever sent; nothing before the SYN-ACK.
+    sent_end: Option<u32>,
+    /// The acknowledgement number we sent last, and the end of the window we offered.
     acked: u32,
+    edge: u32,
+    /// The application's furthest acknowledgement that smoltcp saw.
+    heard_ack: u32,
     /// Since when the application owes us an answer.
     unanswered_since: Option<Instant>,
     bytes_read: usize,
@@ -139,14 +158,18 @@ impl Connection {
             sockets,
             handle,
             over: false,
+            reset_until: None,
             app_end: None,
             finish_wanted: false,
             readable_told: false,
             finished_told: false,
             room_told: 0,
             has_window_scale: false,
-            sent_seq: 0,
+            first: 0,
+            sent_end: None,
             acked: 0,
+            edge: 0,
+            heard_ack: 0,
             unanswered_since: None,
             bytes_read: 0,
             bytes_written: 0,
@@ -160,8 +183,10 @@ impl Connection {
     /// Answers a SYN; false if smoltcp does not want it.
     pub(super) fn open(&mut self, io: &mut Io, syn: &Syn, port: u16, now: Instant) -> bool {
         self.has_window_scale = syn.has_window_scale;
+        self.first = syn.seq;
         self.acked = syn.seq.wrapping_add(1);
         self.seen_end = self.acked;
+        self.edge = self.acked;
         if self.socket_mut().listen(port).is_err() {
             return false;
         }
@@ -177,16 +202,15 @@ impl Connection {
         segment: &Segment,
         now: Instant,
     ) -> Fate {
-        // smoltcp would take data behind a FIN.
-        if self.app_end.is_some_and(|end| segment.end().wrapping_sub(end) as i32 > 0) {
-            return Fate::Refused(DropReason::AfterFin);
-        }
         self.quiet = false;
         let ahead = segment.end().wrapping_sub(self.seen_end) as i32;
         if ahead > 0 && ahead as usize <= self.socket().recv_capacity() {
             self.seen_end = segment.end();
         }
         let before = self.state();
+        if before == State::SynReceived || is_after(segment.ack, self.heard_ack) {
+            self.heard_ack = segment.ack;
+        }
         io.ingress(&mut self.sockets, packet.bytes, now);
         self.unanswered_since = None;
         let summed = io.traits.emit_checksums;
@@ -225,14 +249,27 @@ impl Connection {
         }
         io.egress(&mut self.sockets, out, now);
         self.amend(out, io.traits.emit_checksums);
+        debug_assert!(out.is_empty() || self.acked == self.expected(), "we lost count of the stream");
         if self.awaits_answer() {
             self.unanswered_since.get_or_insert(now);
         }
     }
 
-    /// When the connection wants to send again by itself.
-    pub(super) fn deadline(&self, io: &mut Io, now: Instant) -> Option<Instant> {
-        if self.over { None } else { io.deadline(&self.sockets, now) }
+    /// When the connection wants to act again by itself.
+    pub(super) fn deadline(&mut self, io: &mut Io, now: Instant) -> Option<Instant> {
+        if self.over {
+            return self.reset_until;
+        }
+        // smoltcp forgets its timers when data under way is lost and the window is found closed. If the update that opens
+        // it is lost too, nobody would ever speak again.
+        let waits = self.socket().send_queue() > 0;
+        let deadline = io.deadline(&self.sockets, now);
+        let probing = self.socket().keep_alive().is_some();
+        if probing == waits || (deadline.is_some() && !probing) {
+            return deadline;
+        }
+        self.socket_mut().set_keep_alive(waits.then_some(PROBE));
+        io.deadline(&self.sockets, now)
     }
 
     /// Ends the connection at once; the reset is then in `io.reply`.
@@ -250,10 +287,15 @@ impl Connection {
     /// What there is to tell since the last call.
     pub(super) fn news(&mut self) -> News {
         let state = self.state();
+        if self.reset_until.is_some() {
+            let readable = self.socket().recv_queue() > 0 && !self.readable_told;
+            self.readable_told |= readable;
+            return News { readable, ..News::default() };
+        }
         self.send_early();
         // smoltcp overlooks window updates once both sides have finished.
-        let drained = state == State::CloseWait && self.socket().send_queue() == 0;
-        if self.finish_wanted && (drained || state == State::Established) {
+        let drained = self.socket().send_queue() == 0 && self.early.is_empty();
+        if self.finish_wanted && drained && matches!(state, State::CloseWait | State::Established) {
             self.socket_mut().close();
         }
         let waiting = self.socket().recv_queue() > 0;
@@ -280,7 +322,10 @@ impl Connection {
         if self.finish_wanted {
             return 0;
         }
-        let count = if self.state() == State::SynReceived {
+        let count = if self.reset_until.is_some() {
+            // The application is gone, and with it all that is for it.
+            bytes.len().min(self.room())
+        } else if self.state() == State::SynReceived {
             let count = bytes.len().min(self.room());
             self.early.extend_from_slice(&bytes[..count]);
             count
@@ -303,6 +348,9 @@ impl Connection {
 
     pub(super) fn room(&self) -> usize {
         let socket = self.socket();
+        if self.reset_until.is_some() && !self.finish_wanted {
+            return socket.send_capacity();
+        }
         if self.finish_wanted || !(socket.may_send() || socket.state() == State::SynReceived) {
             return 0;
         }
@@ -318,16 +366,79 @@ impl Connection {
     /// both sides have finished, and the number is one that cannot belong to it.
     pub(super) fn is_replaced_by(&self, seq: u32) -> bool {
         let closing = matches!(self.state(), State::LastAck | State::Closing);
-        closing && seq.wrapping_sub(self.acked) as i32 > 0
+        closing && is_after(seq, self.acked)
     }
 
-    /// The sequence and acknowledgement numbers to challenge a SYN with; smoltcp ignores it.
+    /// The sequence and acknowledgement numbers of a challenge.
     pub(super) fn challenge(&self) -> (u32, u32) {
-        (self.sent_seq, self.acked)
+        (self.sent_end.unwrap_or(0), self.expected())
+    }
+
+    /// What smoltcp would take too easily, or leaves out in silence.
+    pub(super) fn judge(&self, segment: &Segment) -> Verdict {
+        if segment.has(packet::RST) {
+            let ahead = segment.seq.wrapping_sub(self.expected());
+            return match ahead {
+                0 => Verdict::Fits,
+                _ if (ahead as usize) < self.socket().recv_capacity() => {
+                    Verdict::Challenge(DropReason::ResetPlace)
+                }
+                _ => Verdict::Drop(DropReason::ResetPlace),
+            };
+        }
+        if segment.has(packet::SYN) {
+            return Verdict::Challenge(DropReason::SynInside);
+        }
+        // smoltcp would take data behind a FIN.
+        if self.app_end.is_some_and(|end| is_after(segment.end(), end)) {
+            return Verdict::Drop(DropReason::AfterFin);
+        }
+        // In an unfinished handshake smoltcp answers with the reset of the book.
+        let open = self.state() != State::SynReceived;
+        if open && self.sent_end.is_some_and(|end| is_after(segment.ack, end)) {
+            return Verdict::Challenge(DropReason::AckUnsent);
+        }
+        if segment.data > 0 && !is_after(self.edge, segment.seq) {
+            return Verdict::AnswerOnly(DropReason::Window);
+        }
+        if self.repeats_before_our_fin(segment) { Verdict::Repeats } else { Verdict::Fits }
+    }
+
+    /// Whether this is a repeated acknowledgement of all but our FIN. Three of them have smoltcp turn its retransmission
+    /// timer into a fast retransmission, which has no data to send and never sends the FIN again.
+    fn repeats_before_our_fin(&self, segment: &Segment) -> bool {
+        let finishing = matches!(self.state(), State::FinWait1 | State::Closing | State::LastAck);
+        let bare = segment.data == 0 && !segment.has(packet::FIN) && !is_after(self.expected(), segment.seq);
+        finishing && bare && self.socket().send_queue() == 0 && segment.ack == self.heard_ack
+    }
+
+    /// The application's next sequence number.
+    fn expected(&self) -> u32 {
+        let bytes = self.bytes_read.wrapping_add(self.socket().recv_queue());
+        let control = 1 + u32::from(self.app_end.is_some());
+        self.first.wrapping_add(bytes as u32).wrapping_add(control)
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// The application reset the connection, but what it said before may still be read for a while. False if all has
+    /// been read.
+    pub(super) fn keep_last_words(&mut self, now: Instant) -> bool {
+        self.over = true;
+        self.early = Vec::new();
+        self.reset_until = Some(now + LAST_WORDS);
+        self.has_last_words()
+    }
+
+    pub(super) fn has_last_words(&self) -> bool {
+        self.socket().recv_queue() > 0
+    }
+
+    /// Until when last words may be read, for a connection that the application reset.
+    pub(super) fn reset_until(&self) -> Option<Instant> {
+        self.reset_until
     }
 
     /// Calls the wire finished; false if bytes for the application are lost by that.
@@ -389,11 +500,20 @@ impl Connection {
         if told.flags & (packet::ACK | packet::RST) != packet::ACK {
             return;
         }
-        self.sent_seq = told.seq;
+        if self.sent_end.is_none_or(|end| is_after(told.end, end)) {
+            self.sent_end = Some(told.end);
+        }
         self.acked = told.ack;
-        let scaled = self.has_window_scale && window_shift(self.socket().recv_capacity()) > 0;
-        if scaled && told.flags & packet::SYN == 0 && told.window > 0 {
-            reply::set_window(packet.bytes_mut(), told.window - 1, summed);
+        let shift = if self.has_window_scale { window_shift(self.socket().recv_capacity()) } else { 0 };
+        let scaled = shift > 0 && told.flags & packet::SYN == 0;
+        let mut window = u32::from(told.window);
+        if scaled && window > 0 {
+            window -= 1;
+            reply::set_window(packet.bytes_mut(), window as u16, summed);
+        }
+        let edge = told.ack.wrapping_add(if scaled { window << shift } else { window });
+        if is_after(edge, self.edge) {
+            self.edge = edge;
         }
     }
 
@@ -408,6 +528,11 @@ impl Connection {
     fn socket_mut(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
     }
+}
+
+/// Whether a sequence number lies behind another one.
+fn is_after(seq: u32, other: u32) -> bool {
+    seq.wrapping_sub(other) as i32 > 0
 }
 
 fn has_app_finished(state: State) -> bool {
@@ -436,6 +561,11 @@ const MIN_RING: usize = 4096;
 const SILENT_HANDSHAKE: Duration = Duration::from_secs(60);
 /// How long a kernel may leave data or a window probe unanswered.
 const SILENT_DATA: Duration = Duration::from_secs(600);
+/// Between two questions for a window that should have opened.
+const PROBE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(2);
+/// How long a far side may take to read what the application said before its reset. A far side that does not read at
+/// all is told of the reset only then.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes each way.
 const CHEAP: usize = 32 * 1024;
 

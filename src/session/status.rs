@@ -13,6 +13,7 @@ use crate::config::Plan;
 use crate::control::{Flow, Killed, Lane, SCHEMA, State, Status};
 use crate::engine::{self, Ask};
 use crate::flows;
+use crate::netstack::DropReason;
 use crate::tunnel::health::{Health, HealthView};
 
 /// Puts together what the data thread counts, what the tunnel knows, and what was asked for.
@@ -46,6 +47,7 @@ impl Teller {
             bytes_rx: 0,
             packets_tx: 0,
             packets_rx: 0,
+            packets_dropped: Default::default(),
             flows_open: 0,
             flows_total: 0,
             flows_refused: 0,
@@ -78,16 +80,19 @@ impl Teller {
     pub(super) async fn status(&self) -> Status {
         let report = self.report().await.unwrap_or_default();
         let health = self.health.read();
-        let counters: BTreeMap<String, u64> =
-            report.counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        let counted = report.counters.iter().map(|(name, value)| ((*name).to_owned(), *value));
+        let (packets_dropped, counters): (BTreeMap<String, u64>, BTreeMap<String, u64>) =
+            counted.partition(|(name, _)| DropReason::ALL.iter().any(|reason| reason.name() == name));
+        let count = |name: &str| counters.get(name).copied().unwrap_or_default();
         Status {
             agent_version: health.agent_version.clone(),
             state: health.state,
             uptime_seconds: self.started.elapsed().as_secs(),
             bytes_tx: report.bytes_sent,
             bytes_rx: report.bytes_received,
-            packets_tx: counters.get("packets_in").copied().unwrap_or_default(),
-            packets_rx: counters.get("packets_out").copied().unwrap_or_default(),
+            packets_tx: count("packets_in"),
+            packets_rx: count("packets_out"),
+            packets_dropped,
             flows_open: report.flows_open,
             flows_total: report.flows_total,
             flows_refused: report.flows_refused,

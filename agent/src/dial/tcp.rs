@@ -20,6 +20,8 @@ pub(super) fn begin(remote: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(remote), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    // An urgent byte keeps its place in the stream (RFC 6093); otherwise it would be missing.
+    socket.set_out_of_band_inline(true)?;
     // The application's own probes end at the laptop, so the agent keeps the way to the target open.
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_EVERY))?;

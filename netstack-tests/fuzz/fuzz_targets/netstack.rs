@@ -1,0 +1,7 @@
+//! The netstack under libFuzzer; what is checked stands in `netstack_tests::fuzz`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    netstack_tests::fuzz::run(input, std::time::Instant::now());
+});

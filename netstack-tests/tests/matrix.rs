@@ -1,0 +1,887 @@
+//! The same programs against the same targets, over plain veth and through the tunnel: errno, bytes and the order of
+//! events are equal, and they are what the table says.
+//!
+//! ```text
+//!   plain  --veth--\
+//!                   vpc (routes; has the targets and the agent) --veth-- beyond (routes that lead nowhere)
+//!   laptop --up----/
+//! ```
+//!
+//! Where the two roads differ by design, the case says so and why.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "real time, and a table of what took how long"
+)]
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use netstack_tests::actor::{self, Actor};
+use netstack_tests::netns::{self, Netns, veth};
+use netstack_tests::servers::noise;
+use netstack_tests::ssm::{self, Simulator};
+use netstack_tests::vpc::{INSTANCE, Process, TARGET, TARGET6, Vpc};
+use rustix::process::Signal;
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+struct Roads {
+    client: Process,
+    simulator: Simulator,
+    plain: Netns,
+    world: Vpc,
+    _beyond: Netns,
+}
+
+impl Roads {
+    fn new() -> Result<Self> {
+        let world = Vpc::new(&["--dial-timeout", "4s"])?;
+        let plain = Netns::new("plain")?;
+        let beyond = Netns::new("beyond")?;
+        world.vpc.sysctl("net/ipv4/ip_forward", "1")?;
+        world.vpc.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        beyond.sysctl("net/ipv4/ip_forward", "1")?;
+        beyond.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        for router in [&world.vpc, &beyond] {
+            router.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+            router.sysctl("net/ipv6/icmp/ratelimit", "0")?;
+        }
+        let near = (&world.vpc, "near0", &["192.168.97.2/24", "fd97::2/64"][..]);
+        veth((&plain, "wire0", &["192.168.97.1/24", "fd97::1/64"]), near)?;
+        let far = (&beyond, "far0", &["192.168.98.1/24", "fd98::1/64"][..]);
+        veth((&world.vpc, "back0", &["192.168.98.2/24", "fd98::2/64"]), far)?;
+        for (from, routes) in
+            [(&plain, &PLAIN_ROUTES[..]), (&world.vpc, &VPC_ROUTES), (&beyond, &BEYOND_ROUTES)]
+        {
+            for route in routes {
+                from.ip(route)?;
+            }
+        }
+        let simulator = world.simulator(ssm::Config::fast())?;
+        let client = world.up(&simulator.env(), &["--instance", INSTANCE])?;
+        Ok(Self { client, simulator, plain, world, _beyond: beyond })
+    }
+
+    fn both(&self) -> [(&'static str, &Netns); 2] {
+        [("plain", &self.plain), ("tunnel", &self.world.laptop)]
+    }
+
+    /// Plays a case on both roads over both families at once; the text lists what differs from the table.
+    fn play(&self, case: &Case) -> Result<String> {
+        let ways = [TARGET, TARGET6].into_iter().flat_map(|address| self.both().map(|road| (address, road)));
+        let vpc = &self.world.vpc;
+        let seen: Vec<_> = thread::scope(|scope| {
+            let begun: Vec<_> = ways
+                .map(|(address, (road, from))| {
+                    (address, road, scope.spawn(move || run(case, address, vpc, from)))
+                })
+                .collect();
+            let ended = begun.into_iter();
+            ended.map(|(address, road, run)| (address, road, run.join().expect("no actor panics"))).collect()
+        });
+        let mut faults = String::new();
+        for (address, road, seen) in seen {
+            let expected =
+                case.differs.as_ref().filter(|_| road == "tunnel").map_or(case.sees, |(_, sees)| *sees);
+            match seen {
+                Ok((client, target)) if client == expected.0 && target == expected.1 => {}
+                Ok((client, target)) => {
+                    let _ = writeln!(
+                        faults,
+                        "{} to {address}, {road}:\n  client {client:?}\n    want {:?}\n  target {target:?}\n    want {:?}",
+                        case.name, expected.0, expected.1
+                    );
+                }
+                Err(error) => {
+                    let _ = writeln!(faults, "{} to {address}, {road}: {error:#}", case.name);
+                }
+            }
+        }
+        Ok(faults)
+    }
+
+    fn play_all(self, cases: &[Case]) -> Result<()> {
+        let mut faults = String::new();
+        // For one case alone: part of its name.
+        let only = std::env::var("MATRIX_CASE").unwrap_or_default();
+        for case in cases.iter().filter(|case| case.name.contains(&only)) {
+            let start = Instant::now();
+            faults += &self.play(case)?;
+            println!("{:50} {:>6.2} s", case.name, start.elapsed().as_secs_f64());
+        }
+        ensure!(faults.is_empty(), "\n{faults}");
+        self.finish()
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let status = self.client.end(Signal::INT)?;
+        ensure!(status.code() == Some(130), "it ended with {status}:\n{}", self.client.seen.join("\n"));
+        self.simulator.assert_clean();
+        Ok(())
+    }
+}
+
+fn run(case: &Case, address: &str, vpc: &Netns, from: &Netns) -> Result<(Vec<String>, Vec<String>)> {
+    let at = SocketAddr::new(address.parse()?, 0);
+    let listener = vpc.enter(|| listen(at, case.backlog))?;
+    let at = listener.local_addr()?;
+    let (mut client, mut target) = actor::pair();
+    let ended = thread::scope(|scope| {
+        let far = scope.spawn(|| (case.target)(&mut target, &listener));
+        let near = from.enter(|| (case.client)(&mut client, at));
+        (near, far.join().expect("the target does not panic"))
+    });
+    let seen = || format!("client {:?}, target {:?}", client.lines, target.lines);
+    ended.0.with_context(seen)?;
+    ended.1.with_context(seen)?;
+    Ok((client.lines, target.lines))
+}
+
+const PLAIN_ROUTES: [&str; 2] = ["route add default via 192.168.97.2", "-6 route add default via fd97::2"];
+const VPC_ROUTES: [&str; 9] = [
+    "route add 10.20.2.0/24 via 192.168.98.1",
+    "-6 route add fd20::2:0/112 via fd98::1",
+    "route add unreachable 10.20.4.10/32",
+    "route add prohibit 10.20.4.11/32",
+    "route add blackhole 10.20.4.12/32",
+    "-6 route add unreachable fd20::4:10/128",
+    "-6 route add prohibit fd20::4:11/128",
+    "-6 route add blackhole fd20::4:12/128",
+    "link set lo up",
+];
+const BEYOND_ROUTES: [&str; 14] = [
+    "route add 192.168.97.0/24 via 192.168.98.2",
+    "-6 route add fd97::/64 via fd98::2",
+    "route add unreachable 10.20.2.10/32",
+    "route add prohibit 10.20.2.11/32",
+    "route add blackhole 10.20.2.12/32",
+    "-6 route add unreachable fd20::2:10/128",
+    "-6 route add prohibit fd20::2:11/128",
+    "-6 route add blackhole fd20::2:12/128",
+    // A wire at whose other end nobody has an address: neighbours are asked for in vain.
+    "link add void0 type veth peer name void1",
+    "link set void1 up",
+    "link set void0 up",
+    "route add 10.20.2.14/32 dev void0",
+    "-6 route add fd20::2:14/128 dev void0",
+    "-6 address add fd55::1/64 dev void0 nodad",
+];
+
+/// What client and target write down.
+type Sees = (&'static [&'static str], &'static [&'static str]);
+
+struct Case {
+    name: &'static str,
+    backlog: i32,
+    client: fn(&mut Actor, SocketAddr) -> Result<()>,
+    target: fn(&mut Actor, &TcpListener) -> Result<()>,
+    sees: Sees,
+    /// Why the tunnel differs by design, and what is seen then.
+    differs: Option<(&'static str, Sees)>,
+}
+
+impl Case {
+    const fn new(
+        name: &'static str,
+        client: fn(&mut Actor, SocketAddr) -> Result<()>,
+        target: fn(&mut Actor, &TcpListener) -> Result<()>,
+        sees: Sees,
+    ) -> Self {
+        Self { name, backlog: 128, client, target, sees, differs: None }
+    }
+}
+
+fn listen(at: SocketAddr, backlog: i32) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
+    socket.bind(&at.into())?;
+    socket.listen(backlog)?;
+    // For `accept`, whose client may have failed.
+    socket.set_read_timeout(Some(actor::PATIENCE))?;
+    Ok(socket.into())
+}
+
+/// The end of a test that cannot run here.
+macro_rules! needs_netns {
+    () => {
+        if let Some(reason) = netns::why_not() {
+            netns::skipped(&reason);
+            return Ok(());
+        }
+    };
+}
+
+#[test]
+fn a_connection_that_cannot_be_had_fails_with_the_errno_of_the_plain_network() -> Result<()> {
+    needs_netns!();
+    let roads = Roads::new()?;
+    // For each target: what a program sees on both roads, or on the plain one and then through the tunnel.
+    let cases: [(&str, &str, &[&str]); 21] = [
+        ("refused", "10.20.1.5:9", &["ECONNREFUSED"]),
+        ("refused", "[fd20::5]:9", &["ECONNREFUSED"]),
+        ("a router: unreachable", "10.20.2.10:80", &["EHOSTUNREACH"]),
+        // Linux answers for such a route of IPv6 that it has none.
+        ("a router: unreachable", "[fd20::2:10]:80", &["ENETUNREACH"]),
+        ("a router: prohibited", "10.20.2.11:80", &["EHOSTUNREACH"]),
+        ("a router: prohibited", "[fd20::2:11]:80", &["EACCES"]),
+        ("a router: no route", "10.20.2.13:80", &["ENETUNREACH"]),
+        ("a router: no route", "[fd20::2:13]:80", &["ENETUNREACH"]),
+        ("a router: no neighbour", "10.20.2.14:80", &["EHOSTUNREACH"]),
+        ("a router: no neighbour", "[fd20::2:14]:80", &["EHOSTUNREACH"]),
+        ("the VPC: unreachable", "10.20.4.10:80", &["EHOSTUNREACH"]),
+        // The agent is told of its own machine's route that there is no host; a router says that it has no route.
+        ("the VPC: unreachable", "[fd20::4:10]:80", &["ENETUNREACH", "EHOSTUNREACH"]),
+        ("the VPC: prohibited", "10.20.4.11:80", &["EHOSTUNREACH"]),
+        ("the VPC: prohibited", "[fd20::4:11]:80", &["EACCES"]),
+        ("the VPC: no route", "10.20.4.13:80", &["ENETUNREACH"]),
+        ("the VPC: no route", "[fd20::4:13]:80", &["ENETUNREACH"]),
+        // Nobody answers. The application is told so once the agent's dial has timed out; alone it would wait on.
+        ("a router: silence", "10.20.2.12:80", &["silence", "EHOSTUNREACH"]),
+        ("a router: silence", "[fd20::2:12]:80", &["silence", "EHOSTUNREACH"]),
+        // A black hole in the agent's own machine is no silence for the agent: its connect fails at once.
+        ("the VPC: black hole", "10.20.4.12:80", &["silence", "ENETUNREACH"]),
+        ("the VPC: black hole", "[fd20::4:12]:80", &["silence", "ENETUNREACH"]),
+        // Instance metadata is never dialled, even where a capture covers it; a plain network has no route there.
+        ("no route of the client", "192.0.2.1:80", &["ENETUNREACH"]),
+    ];
+    let mut faults = String::new();
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let started: Vec<_> = cases
+            .iter()
+            .flat_map(|case| roads.both().map(|road| (case, road)))
+            .map(|(case, (road, namespace))| {
+                let at: SocketAddr = case.1.parse().expect("an address");
+                (case, road, scope.spawn(move || namespace.enter(|| attempt(at))))
+            })
+            .collect();
+        let ended = started.into_iter();
+        ended.map(|(case, road, thread)| (case, road, thread.join().expect("no attempt panics"))).collect()
+    });
+    for ((name, address, expected), road, (seen, took)) in outcomes {
+        let expected = if road == "plain" { expected[0] } else { expected[expected.len() - 1] };
+        println!("{name:24} {address:18} {road:6} {seen} after {:.2} s", took.as_secs_f64());
+        if seen != expected {
+            let _ = writeln!(faults, "{name}, {address}, {road}: {seen}, not {expected}");
+        }
+        if name == &"a router: silence" && road == "tunnel" && took < Duration::from_secs(4) {
+            let _ = writeln!(faults, "{address}: an answer {took:?} before the dial timed out");
+        }
+    }
+    ensure!(faults.is_empty(), "\n{faults}");
+    roads.finish()
+}
+
+/// What a connect comes to within a time that is longer than the agent's dial.
+fn attempt(at: SocketAddr) -> (String, Duration) {
+    let start = Instant::now();
+    let outcome = match TcpStream::connect_timeout(&at, Duration::from_secs(9)) {
+        Ok(_) => "connected".to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
+            "silence".to_owned()
+        }
+        Err(error) => actor::name(&error),
+    };
+    (outcome, start.elapsed())
+}
+
+#[test]
+fn every_way_to_end_a_connection_looks_the_same() -> Result<()> {
+    needs_netns!();
+    Roads::new()?.play_all(&ENDS)
+}
+
+const ENDS: [Case; 15] = [
+    Case::new(
+        "the client finishes first, data comes after",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, b"question");
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.receive_all(&stream);
+            me.send(&stream, b"late answer");
+            Ok(())
+        },
+        (
+            &["connected", "sent question", "finished", "got late answer", "end"],
+            &["accepted", "got question", "end", "sent late answer"],
+        ),
+    ),
+    Case::new(
+        "the target finishes first, data comes after",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.receive_all(&stream);
+            me.send(&stream, b"late word");
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, b"hello");
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "got hello", "end", "sent late word"],
+            &["accepted", "sent hello", "finished", "got late word", "end"],
+        ),
+    ),
+    Case::new(
+        "a megabyte after each half-close",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, &noise(1_000_000, 1));
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.receive_all(&stream);
+            me.send(&stream, &noise(1_000_001, 2));
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "sent 1000000 bytes ad3f9fc3", "finished", "got 1000001 bytes f8d110f4", "end"],
+            &[
+                "accepted",
+                "got 1000000 bytes ad3f9fc3",
+                "end",
+                "sent 1000001 bytes f8d110f4",
+                "finished",
+                "end",
+            ],
+        ),
+    ),
+    Case::new(
+        "opened and closed without a byte",
+        |me, at| {
+            drop(me.connect(at)?);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (&["connected"], &["accepted", "end"]),
+    ),
+    Case::new(
+        "both finish at once",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.meet()?;
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.meet()?;
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (&["connected", "finished", "end"], &["accepted", "finished", "end"]),
+    ),
+    Case::new(
+        "both send and close at once",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.meet()?;
+            me.send(&stream, b"from the client");
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.meet()?;
+            me.send(&stream, b"from the target");
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "sent from the client", "finished", "got from the target", "end"],
+            &["accepted", "sent from the target", "finished", "got from the client", "end"],
+        ),
+    ),
+    Case::new(
+        "the target resets an open connection",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, b"ping");
+            me.receive_all(&stream);
+            me.send(&stream, b"more");
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.receive(&stream, 4);
+            me.reset(stream)
+        },
+        (&["connected", "sent ping", "ECONNRESET", "EPIPE"], &["accepted", "got ping", "reset it"]),
+    ),
+    Case::new(
+        "the client resets an open connection",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.receive(&stream, 2);
+            me.reset(stream)
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, b"hi");
+            me.receive_all(&stream);
+            me.send(&stream, b"more");
+            Ok(())
+        },
+        (&["connected", "got hi", "reset it"], &["accepted", "sent hi", "ECONNRESET", "EPIPE"]),
+    ),
+    Case::new(
+        "the target says a last word and resets",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, b"ping");
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.receive(&stream, 4);
+            me.send(&stream, b"last word");
+            me.reset(stream)
+        },
+        (
+            &["connected", "sent ping", "got last word", "ECONNRESET"],
+            &["accepted", "got ping", "sent last word", "reset it"],
+        ),
+    ),
+    Case::new(
+        "the client says a last word and resets",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.receive(&stream, 2);
+            me.send(&stream, b"last word");
+            me.reset(stream)
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, b"hi");
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "got hi", "sent last word", "reset it"],
+            &["accepted", "sent hi", "got last word", "ECONNRESET"],
+        ),
+    ),
+    Case::new(
+        "the target closes with bytes unread",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, b"never read");
+            me.receive_all(&stream);
+            me.send(&stream, b"more");
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.await_bytes(&stream);
+            drop(stream);
+            Ok(())
+        },
+        (&["connected", "sent never read", "ECONNRESET", "EPIPE"], &["accepted", "bytes wait"]),
+    ),
+    Case::new(
+        "the target answers early and closes with bytes unread",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, b"never read");
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.await_bytes(&stream);
+            me.send(&stream, b"413 too large");
+            drop(stream);
+            Ok(())
+        },
+        (
+            &["connected", "sent never read", "got 413 too large", "ECONNRESET"],
+            &["accepted", "bytes wait", "sent 413 too large"],
+        ),
+    ),
+    Case::new(
+        "the client closes with bytes unread",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.await_bytes(&stream);
+            me.send(&stream, b"quit");
+            drop(stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, b"never read");
+            me.receive_all(&stream);
+            me.send(&stream, b"more");
+            Ok(())
+        },
+        (
+            &["connected", "bytes wait", "sent quit"],
+            &["accepted", "sent never read", "got quit", "ECONNRESET", "EPIPE"],
+        ),
+    ),
+    Case::new(
+        "the client closes with bytes unread after the target's end",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.await_bytes(&stream);
+            me.meet()?;
+            drop(stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, b"never read");
+            me.finish(&stream);
+            me.meet()?;
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (&["connected", "bytes wait"], &["accepted", "sent never read", "finished", "ECONNRESET"]),
+    ),
+    Case::new(
+        "the client resets after it has finished",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, b"bye");
+            me.finish(&stream);
+            me.meet()?;
+            me.reset(stream)
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.receive_all(&stream);
+            me.meet()?;
+            // A target that has seen the end meets the reset when it writes.
+            for _ in 0..1000 {
+                if (&stream).write_all(b"x").is_err() {
+                    me.note("a write failed");
+                    return Ok(());
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        },
+        (
+            &["connected", "sent bye", "finished", "reset it"],
+            &["accepted", "got bye", "end", "a write failed"],
+        ),
+    ),
+];
+
+#[test]
+fn patience_urgency_and_ports_look_the_same() -> Result<()> {
+    needs_netns!();
+    Roads::new()?.play_all(&HABITS)
+}
+
+const MANY: usize = 6_000_000;
+
+const HABITS: [Case; 10] = [
+    Case::new(
+        "the target does not read for seconds",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.send(&stream, &noise(MANY, 3));
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.await_bytes(&stream);
+            thread::sleep(Duration::from_secs(3));
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "sent 6000000 bytes 366e5654", "finished", "end"],
+            &["accepted", "bytes wait", "got 6000000 bytes 366e5654", "end"],
+        ),
+    ),
+    Case::new(
+        "the client does not read for seconds",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.await_bytes(&stream);
+            thread::sleep(Duration::from_secs(3));
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, &noise(MANY, 4));
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "bytes wait", "got 6000000 bytes d7eb2db5", "end"],
+            &["accepted", "sent 6000000 bytes d7eb2db5", "finished", "end"],
+        ),
+    ),
+    Case::new(
+        "the client probes an idle connection each second",
+        |me, at| {
+            let stream = me.connect(at)?;
+            let every = Duration::from_secs(1);
+            let probes = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(1);
+            SockRef::from(&stream).set_tcp_keepalive(&probes)?;
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            thread::sleep(Duration::from_millis(5_500));
+            me.send(&stream, b"still there");
+            Ok(())
+        },
+        (&["connected", "got still there", "end"], &["accepted", "sent still there"]),
+    ),
+    Case {
+        differs: Some((
+            "the urgent byte stays in its place of the stream, as with SO_OOBINLINE (RFC 6093)",
+            (
+                &["connected", "sent abc", "sent urgently", "sent def", "finished", "end"],
+                &["accepted", "got abcxdef", "end"],
+            ),
+        )),
+        ..Case::new(
+            "the client sends an urgent byte",
+            |me, at| {
+                let stream = me.connect(at)?;
+                me.send(&stream, b"abc");
+                me.send_urgent(&stream, b'x');
+                me.send(&stream, b"def");
+                me.finish(&stream);
+                me.receive_all(&stream);
+                Ok(())
+            },
+            |me, listener| {
+                let stream = me.accept(listener)?;
+                me.receive_all(&stream);
+                Ok(())
+            },
+            (
+                &["connected", "sent abc", "sent urgently", "sent def", "finished", "end"],
+                &["accepted", "got abcdef", "end"],
+            ),
+        )
+    },
+    Case::new(
+        "the client sends an urgent byte to who takes it in line",
+        |me, at| {
+            me.meet()?;
+            let stream = me.connect(at)?;
+            me.send(&stream, b"abc");
+            me.send_urgent(&stream, b'x');
+            me.send(&stream, b"def");
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            SockRef::from(listener).set_out_of_band_inline(true)?;
+            me.meet()?;
+            let stream = me.accept(listener)?;
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "sent abc", "sent urgently", "sent def", "finished", "end"],
+            &["accepted", "got abcxdef", "end"],
+        ),
+    ),
+    Case::new(
+        "the target sends an urgent byte to who takes it in line",
+        |me, at| {
+            let stream = me.connect(at)?;
+            SockRef::from(&stream).set_out_of_band_inline(true)?;
+            me.meet()?;
+            me.receive_all(&stream);
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.meet()?;
+            me.send(&stream, b"abc");
+            me.send_urgent(&stream, b'x');
+            me.send(&stream, b"def");
+            me.finish(&stream);
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (
+            &["connected", "got abcxdef", "end"],
+            &["accepted", "sent abc", "sent urgently", "sent def", "finished", "end"],
+        ),
+    ),
+    Case::new(
+        "a port is used again right after the target closed",
+        |me, at| {
+            for _ in 0..5 {
+                let stream = me.connect_again(at, 45_001)?;
+                me.send(&stream, b"ping");
+                me.receive_all(&stream);
+            }
+            Ok(())
+        },
+        |me, listener| {
+            for _ in 0..5 {
+                let stream = me.accept(listener)?;
+                me.receive(&stream, 4);
+            }
+            Ok(())
+        },
+        (&AGAIN, &AGAIN_TARGET),
+    ),
+    Case::new(
+        "a port is used again right after a reset",
+        |me, at| {
+            for _ in 0..3 {
+                let stream = me.connect_again(at, 45_002)?;
+                me.send(&stream, b"ping");
+                me.receive(&stream, 4);
+                me.reset(stream)?;
+            }
+            Ok(())
+        },
+        |me, listener| {
+            for _ in 0..3 {
+                let stream = me.accept(listener)?;
+                me.receive(&stream, 4);
+                me.send(&stream, b"pong");
+                me.receive_all(&stream);
+            }
+            Ok(())
+        },
+        (&AFTER_RESET, &AFTER_RESET_TARGET),
+    ),
+    Case {
+        backlog: 0,
+        ..Case::new(
+            "the target's backlog is full for a while",
+            |me, at| {
+                let first = me.connect(at)?;
+                let (sender, second) = mpsc::channel();
+                // On a thread of its own it stays in this namespace.
+                thread::spawn(move || sender.send(actor::connect(at, None)));
+                match second.recv_timeout(Duration::from_millis(700)) {
+                    Ok(_) => me.note("the second came through"),
+                    Err(_) => me.note("the second waits"),
+                }
+                me.meet()?;
+                let second = second.recv_timeout(actor::PATIENCE)??;
+                me.note("connected");
+                me.receive_all(&first);
+                me.receive_all(&second);
+                Ok(())
+            },
+            |me, listener| {
+                me.meet()?;
+                for _ in 0..2 {
+                    let stream = me.accept(listener)?;
+                    me.send(&stream, b"hello");
+                }
+                Ok(())
+            },
+            (
+                &["connected", "the second waits", "connected", "got hello", "end", "got hello", "end"],
+                &["accepted", "sent hello", "accepted", "sent hello"],
+            ),
+        )
+    },
+    Case::new(
+        "the target speaks first and at once",
+        |me, at| {
+            let stream = me.connect(at)?;
+            me.receive(&stream, 6);
+            me.send(&stream, b"thanks");
+            Ok(())
+        },
+        |me, listener| {
+            let stream = me.accept(listener)?;
+            me.send(&stream, b"banner");
+            me.receive_all(&stream);
+            Ok(())
+        },
+        (&["connected", "got banner", "sent thanks"], &["accepted", "sent banner", "got thanks", "end"]),
+    ),
+];
+
+const AGAIN: [&str; 15] = [
+    "connected",
+    "sent ping",
+    "end",
+    "connected",
+    "sent ping",
+    "end",
+    "connected",
+    "sent ping",
+    "end",
+    "connected",
+    "sent ping",
+    "end",
+    "connected",
+    "sent ping",
+    "end",
+];
+const AGAIN_TARGET: [&str; 10] = [
+    "accepted", "got ping", "accepted", "got ping", "accepted", "got ping", "accepted", "got ping",
+    "accepted", "got ping",
+];
+const AFTER_RESET: [&str; 12] = [
+    "connected",
+    "sent ping",
+    "got pong",
+    "reset it",
+    "connected",
+    "sent ping",
+    "got pong",
+    "reset it",
+    "connected",
+    "sent ping",
+    "got pong",
+    "reset it",
+];
+const AFTER_RESET_TARGET: [&str; 12] = [
+    "accepted",
+    "got ping",
+    "sent pong",
+    "ECONNRESET",
+    "accepted",
+    "got ping",
+    "sent pong",
+    "ECONNRESET",
+    "accepted",
+    "got ping",
+    "sent pong",
+    "ECONNRESET",
+];
