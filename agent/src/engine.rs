@@ -193,6 +193,7 @@ impl<E: LocalEnds> Engine<E> {
                         self.lose(id, "the client no longer has this lane".to_owned(), now);
                     }
                 }
+                Some(Command::Retire(lane)) => self.trunk.retire(lane),
                 Some(Command::Report(reply)) => {
                     // Who asked may have gone; then nobody misses the answer.
                     let _ = reply.send(self.report());
@@ -217,7 +218,6 @@ impl<E: LocalEnds> Engine<E> {
         self.lose(lane, "another lane took its name".to_owned(), now);
         self.trunk.attach(lane, kind, hello, now);
         self.lanes.add(lane, io);
-        self.suit_frames();
         (self.on_lane)(LaneNews::Attached { lane, lanes: self.lanes.len() });
         let informed = peer_received.map_or(Ok(()), |received| self.trunk.peer_received(lane, received));
         if let Err(loss) = informed.map_err(Loss::Fault).and_then(|()| self.place(lane, &leftover, now)) {
@@ -228,12 +228,11 @@ impl<E: LocalEnds> Engine<E> {
     fn lose(&mut self, lane: LaneId, reason: String, now: Instant) {
         if self.lanes.remove(lane) {
             self.trunk.detach(lane, now);
-            self.suit_frames();
             (self.on_lane)(LaneNews::Lost { lane, lanes: self.lanes.len(), reason });
         }
     }
 
-    /// Frames of the mux last 1 to 2 ms on the slowest lane, so that a short flow need not wait for more.
+    /// Frames of the mux last 1 to 2 ms on the slowest lane as it is now, so that a short flow need not wait for more.
     fn suit_frames(&mut self) {
         if let Some(bytes) = self.trunk.longest_frame() {
             self.mux.set_max_frame(bytes);
@@ -250,6 +249,8 @@ impl<E: LocalEnds> Engine<E> {
         while let Some(event) = self.trunk.poll_event() {
             match event {
                 TrunkEvent::LaneDead { lane, reason } => self.lose(lane, reason.to_string(), now),
+                TrunkEvent::LaneStalled { lane } => (self.on_lane)(LaneNews::Stalled { lane }),
+                TrunkEvent::LaneDrained { lane } => (self.on_lane)(LaneNews::Drained { lane }),
                 TrunkEvent::Goodbye { text, .. } => self.goodbye = Some(text),
             }
         }
@@ -300,7 +301,7 @@ impl<E: LocalEnds> Engine<E> {
                 *fault = Some(broken);
             }
         });
-        if let Some(rtt) = trunk.least_rtt() {
+        if let Some(rtt) = trunk.usual_rtt() {
             mux.set_rtt(rtt);
         }
         flows.settle(mux, now);
@@ -309,9 +310,17 @@ impl<E: LocalEnds> Engine<E> {
 
     fn write_lanes(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
+        self.suit_frames();
+        for index in 0..self.lanes.len() {
+            let ready = self.lanes.poll_ready(index, cx).is_some();
+            self.trunk.set_ready(self.lanes.id(index), ready);
+        }
         for index in 0..self.lanes.len() {
             for _ in 0..RECORDS {
-                let Some((lane, most)) = self.lanes.poll_ready(index, cx) else { break };
+                let Some((lane, most)) = self.lanes.poll_ready(index, cx) else {
+                    self.trunk.set_ready(self.lanes.id(index), false);
+                    break;
+                };
                 // A local end that gave bytes has news for its near side, sent or not.
                 moved |= self.fill(most, now);
                 if !self.trunk.poll_record(lane, most, self.lanes.record(index), now) {
@@ -324,6 +333,7 @@ impl<E: LocalEnds> Engine<E> {
             }
             self.lanes.poll_flush(index, cx);
         }
+        self.trunk.note_backlog(self.mux.wants_to_send(), now);
         self.lose_lost(now) || moved
     }
 
@@ -339,10 +349,11 @@ impl<E: LocalEnds> Engine<E> {
     /// Lets the mux write into the trunk until a record of `most` bytes can be made; false when it has nothing.
     fn fill(&mut self, most: usize, now: Instant) -> bool {
         let mut moved = false;
-        while self.trunk.unsent() < most && self.mux.wants_to_send() {
+        let fits = |unsent: usize| unsent == 0 || unsent + LEAST_FILL <= most;
+        while fits(self.trunk.unsent()) && self.mux.wants_to_send() {
             let Self { trunk, mux, flows, .. } = self;
             // No sparse stream passes what the mux has written: it may not run ahead of the record.
-            let lacking = (most - trunk.unsent()).max(LEAST_FILL);
+            let lacking = most - trunk.unsent();
             let spare = trunk.spare();
             let usable = spare.len().min(lacking);
             let spare = &mut spare[..usable];
@@ -375,6 +386,7 @@ impl<E: LocalEnds> Engine<E> {
         Report {
             counters,
             trunk: self.trunk.stats(),
+            demand: self.trunk.demand(),
             mux: self.mux.stats(),
             lanes: self.trunk.lane_stats().collect(),
             flows_open: self.flows.open() as u64,
@@ -386,14 +398,14 @@ impl<E: LocalEnds> Engine<E> {
     }
 }
 
+/// With less space a record is full: a frame would be cut too short.
+const LEAST_FILL: usize = 128;
 /// How long lanes have to take the goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Turns before the loop lets other tasks of its thread run.
 const TURNS: usize = 8;
 /// Reads of one lane in a turn.
 const READS: usize = 4;
-/// Bytes the mux is asked for at least, so that its frames are worth their headers.
-const LEAST_FILL: usize = 1024;
 /// Records to one lane in a turn.
 const RECORDS: usize = 16;
 

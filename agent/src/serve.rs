@@ -295,6 +295,10 @@ impl Shared {
                 log::info(format_args!("{name} lost lane {:016x} ({reason}); lanes: {lanes}", lane.0));
                 lanes
             }
+            LaneNews::Stalled { lane } => {
+                return log::info(format_args!("{name}: lane {:016x} stands still", lane.0));
+            }
+            LaneNews::Drained { .. } => return,
         };
         self.trunks.borrow_mut().set_lanes(seat, lanes, Instant::now());
     }

@@ -152,6 +152,9 @@ impl Lanes {
                         return fate;
                     }
                 }
+                // A lane that recovers is kept; one that does not is lost soon.
+                LaneNews::Stalled { lane } => debug!("lane {:016x} stands still", lane.0),
+                LaneNews::Drained { .. } => {}
             }
         }
         Fate::Ended

@@ -10,7 +10,7 @@ use super::ledger::{FlowPage, Ledger};
 use crate::lane::LaneIo;
 use crate::wire::Role;
 use crate::wire::mux::{MuxFault, MuxStats};
-use crate::wire::trunk::{LaneId, LaneKind, LaneStats, TrunkStats};
+use crate::wire::trunk::{Demand, LaneId, LaneKind, LaneStats, TrunkStats};
 
 /// What differs between the two ends and between lives of a trunk.
 pub struct Config {
@@ -26,8 +26,23 @@ pub struct Config {
 /// A lane came or went.
 #[derive(Clone, Debug)]
 pub enum LaneNews {
-    Attached { lane: LaneId, lanes: usize },
-    Lost { lane: LaneId, lanes: usize, reason: String },
+    Attached {
+        lane: LaneId,
+        lanes: usize,
+    },
+    Lost {
+        lane: LaneId,
+        lanes: usize,
+        reason: String,
+    },
+    /// Nothing is acknowledged on it for a second or more: time to make another.
+    Stalled {
+        lane: LaneId,
+    },
+    /// It was retired and carries nothing more: it may be closed.
+    Drained {
+        lane: LaneId,
+    },
 }
 
 /// A lane whose hello is done.
@@ -48,6 +63,8 @@ pub enum Command {
     Attach(Attach),
     /// Lanes that the client no longer has are closed.
     LiveLanes(Vec<LaneId>),
+    /// Nothing new is put on this lane any more; `LaneNews::Drained` follows.
+    Retire(LaneId),
     Report(oneshot::Sender<Report>),
     /// Tells of the flows in a page that begins at this place; the first is 0, the next in the answer.
     Flows(u32, oneshot::Sender<FlowPage>),
@@ -80,6 +97,8 @@ pub struct Remains<E> {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub trunk: TrunkStats,
+    /// How many lanes would be of use now.
+    pub demand: Demand,
     pub mux: MuxStats,
     pub lanes: Vec<LaneStats>,
     pub flows_open: u64,

@@ -137,6 +137,10 @@ impl Lanes {
         if self.slots.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    pub(super) fn id(&self, index: usize) -> LaneId {
+        self.slots[index].id
+    }
+
     pub(super) fn ids(&self) -> impl Iterator<Item = LaneId> {
         self.slots.iter().map(|slot| slot.id)
     }

@@ -228,6 +228,7 @@ impl Side {
         let on_lane = Box::new(move |news| match news {
             LaneNews::Attached { lane, .. } => lanes.borrow_mut().push(lane),
             LaneNews::Lost { lane, .. } => lanes.borrow_mut().retain(|live| *live != lane),
+            LaneNews::Stalled { .. } | LaneNews::Drained { .. } => {}
         });
         let config = Config { role, ping_interval: Duration::from_millis(300), entropy: 1, on_lane };
         let (commands, inbox) = mpsc::channel(16);
@@ -532,6 +533,7 @@ fn lane_of(command: &Command) -> Option<u64> {
     match command {
         Command::Attach(attach) => Some(attach.lane.0),
         Command::LiveLanes(_)
+        | Command::Retire(_)
         | Command::Report(_)
         | Command::Flows(..)
         | Command::Kill(..)

@@ -117,7 +117,8 @@ impl Incoming {
                 | Frame::Ack { .. }
                 | Frame::Ping { .. }
                 | Frame::Pong { .. }
-                | Frame::Goodbye { .. },
+                | Frame::Goodbye { .. }
+                | Frame::Retire,
             ) => return Err(HelloError::Malformed("a frame of the trunk before the end of the handshake")),
         })
     }

@@ -44,6 +44,7 @@ pub enum LaneFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneReason {
     PingsMissed,
+    NoAcks,
 }
 
 /// Why a trunk ends.
@@ -133,6 +134,7 @@ impl fmt::Display for LaneReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PingsMissed => f.write_str("three pings in a row were not answered"),
+            Self::NoAcks => f.write_str("nothing that was sent on it was acknowledged in time"),
         }
     }
 }

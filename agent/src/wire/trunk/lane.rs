@@ -1,57 +1,20 @@
-//! Pure: one lane of a trunk: what is in flight on it, what it owes the peer, and whether it lives.
+//! Pure: one lane of a trunk: its two directions, its part of the talk, and whether it lives.
 //!
 //! Timers: `ack` (a segment waits to be acknowledged for at most 5 ms), `ping` (each interval while pings are
-//! wanted). A lane is dead after three intervals without a frame while a ping is unanswered.
+//! wanted). A lane is dead after three intervals without a frame while a ping is unanswered; what is
+//! acknowledged too late is the matter of `stripe.rs`.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::delay::Micros;
+use super::inbound::{ACK_DELAY, Inbound};
+use super::outbound::Outbound;
 use super::ping::Pings;
-use super::segment::{MAX_SEGMENT, Parser, SEGMENT_OVERHEAD};
+use super::profile::LaneProfile;
+use super::rate::Meter;
+use super::segment::Parser;
 use super::{LaneFault, LaneId, LaneKind, LaneStats, Role};
-use crate::wire::mux;
-
-/// How one direction of a lane is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaneProfile {
-    /// The most bytes in flight.
-    pub window: usize,
-    /// The most bytes in one segment.
-    pub segment: usize,
-    /// The most payload of a mux frame: 1 to 2 ms of lane time, and within one segment with its header.
-    pub frame: usize,
-    /// The receiver acknowledges at the latest after so many bytes.
-    pub ack_after: usize,
-}
-
-impl LaneProfile {
-    pub const fn of(kind: LaneKind, sender: Role) -> Self {
-        match (kind, sender) {
-            // The SSM agent sends 1,024 bytes per 1.1 ms: a frame is two of its messages, and what is in
-            // flight is what a keystroke waits for.
-            (LaneKind::Ssm, Role::Agent) => Self {
-                window: 128 * 1024,
-                segment: 2048 - SEGMENT_OVERHEAD,
-                frame: 2048 - SEGMENT_OVERHEAD - mux::HEADER,
-                ack_after: 32 * 1024,
-            },
-            // Each ack costs the SSM agent one of its 800 messages a second.
-            (LaneKind::Ssm, Role::Client) => Self {
-                window: 4 << 20,
-                segment: MAX_SEGMENT,
-                frame: 8192 - SEGMENT_OVERHEAD - mux::HEADER,
-                ack_after: 128 * 1024,
-            },
-            // Nothing paces it but the systems' own buffers, so fewer and longer is better.
-            (LaneKind::Tcp, Role::Agent | Role::Client) => Self {
-                window: 4 << 20,
-                segment: MAX_SEGMENT,
-                frame: MAX_SEGMENT - mux::HEADER,
-                ack_after: 256 * 1024,
-            },
-        }
-    }
-}
 
 pub(super) struct Lane {
     pub(super) id: LaneId,
@@ -64,42 +27,33 @@ pub(super) struct Lane {
     /// What the peer has received was told since the attach, so nothing is sent again in vain.
     pub(super) informed: bool,
     pub(super) said_goodbye: bool,
+    /// Its IO takes a record now, as far as the owner has told.
+    pub(super) ready: bool,
+    pub(super) retirement: Retirement,
     pub(super) outbound: Outbound,
     pub(super) inbound: Inbound,
     pub(super) pings: Pings,
     pub(super) pongs: VecDeque<u64>,
+    epoch: Instant,
     attached: Instant,
     last_heard: Instant,
     rtt: Rtt,
-    pub(super) bytes_sent: u64,
+    bytes_sent: u64,
     bytes_received: u64,
+    sending: Meter,
+    receiving: Meter,
 }
 
-/// Segments on their way to the peer.
-pub(super) struct Outbound {
-    profile: LaneProfile,
-    /// In the order of their sequence numbers, the oldest right after `acked`.
-    in_flight: VecDeque<InFlight>,
-    bytes: usize,
-    /// Highest sequence number the peer has received; the first segment is 1.
-    acked: u32,
-}
-
-#[derive(Clone, Copy)]
-struct InFlight {
-    offset: u64,
-    length: u32,
-    sent_at: Instant,
-}
-
-/// Segments from the peer, and the ack it is owed for them.
-pub(super) struct Inbound {
-    ack_after: usize,
-    /// Highest sequence number received.
-    pub(super) sequence: u32,
-    unacknowledged: usize,
-    ack_at: Option<Instant>,
-    ack_now: bool,
+/// A lane that is to go: nothing new is put on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Retirement {
+    /// We were asked for it: an event tells when it is drained.
+    pub(super) ours: bool,
+    /// One of the two sides wants it.
+    pub(super) begun: bool,
+    said: bool,
+    heard: bool,
+    told: bool,
 }
 
 #[derive(Default)]
@@ -109,12 +63,14 @@ struct Rtt {
 }
 
 impl Lane {
+    /// `epoch` is when our clock for the peer's delays began.
     pub(super) fn new(
         id: LaneId,
         kind: LaneKind,
         role: Role,
         hello: [u8; 32],
         entropy: u64,
+        epoch: Instant,
         now: Instant,
     ) -> Self {
         Self {
@@ -125,21 +81,33 @@ impl Lane {
             closed: false,
             informed: false,
             said_goodbye: false,
+            ready: true,
+            retirement: Retirement::default(),
             outbound: Outbound::new(LaneProfile::of(kind, role)),
             inbound: Inbound::new(LaneProfile::of(kind, role.other())),
             pings: Pings::new(role, entropy ^ id.0),
             pongs: VecDeque::new(),
+            epoch,
             attached: now,
             last_heard: now,
             rtt: Rtt::default(),
             bytes_sent: 0,
             bytes_received: 0,
+            sending: Meter::default(),
+            receiving: Meter::default(),
         }
     }
 
     /// Bytes arrived on the lane.
-    pub(super) fn received(&mut self, bytes: usize) {
+    pub(super) fn received(&mut self, bytes: usize, now: Instant) {
         self.bytes_received += bytes as u64;
+        self.receiving.add(bytes, now);
+    }
+
+    /// Bytes go out on the lane.
+    pub(super) fn sent(&mut self, bytes: usize, now: Instant) {
+        self.bytes_sent += bytes as u64;
+        self.sending.add(bytes, now);
     }
 
     /// A whole frame arrived.
@@ -148,8 +116,28 @@ impl Lane {
         self.pings.heard = true;
     }
 
-    pub(super) fn handle_ack(&mut self, sequence: u32, now: Instant) -> Result<(), LaneFault> {
-        if let Some(sent_at) = self.outbound.acknowledge(sequence)? {
+    /// A segment goes out; its sequence number.
+    pub(super) fn send(&mut self, offset: u64, length: usize, now: Instant) -> u32 {
+        let micros = self.micros(now);
+        self.outbound.send(offset, length, now, micros)
+    }
+
+    /// A segment arrived.
+    pub(super) fn taken(&mut self, sequence: u32, length: usize, now: Instant) {
+        let micros = self.micros(now);
+        self.inbound.taken(sequence, length, now, micros);
+    }
+
+    pub(super) fn handle_ack(
+        &mut self,
+        sequence: u32,
+        arrived: Micros,
+        now: Instant,
+        found: &mut dyn FnMut(u64, usize),
+    ) -> Result<(), LaneFault> {
+        let micros = self.micros(now);
+        let acked = self.outbound.acknowledge(sequence, arrived, now, micros, found)?;
+        if let Some(sent_at) = acked.sent_at {
             self.rtt.sample(now.saturating_duration_since(sent_at), ACK_DELAY);
         }
         self.informed = true;
@@ -172,9 +160,55 @@ impl Lane {
         }
     }
 
+    /// The peer puts nothing new on the lane, and has no more on its way if we asked for that.
+    pub(super) fn handle_retire(&mut self) {
+        self.retirement.begun = true;
+        self.retirement.heard = true;
+    }
+
+    /// Whether our word on its retirement is due: at once when it is our wish, else once all has arrived.
+    pub(super) fn owes_retire(&self) -> bool {
+        let Retirement { ours, begun, said, .. } = self.retirement;
+        begun && !said && (ours || self.outbound.is_idle())
+    }
+
+    pub(super) fn said_retire(&mut self) {
+        self.retirement.said = true;
+    }
+
+    /// `true` once, when a lane that we retire carries nothing more either way.
+    pub(super) fn is_newly_drained(&mut self) -> bool {
+        let Retirement { ours, said, heard, told, .. } = self.retirement;
+        let drained = ours && said && heard && !told && self.outbound.is_idle();
+        self.retirement.told |= drained;
+        drained
+    }
+
+    /// Whether new segments may be put on it at all.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.closed && !self.retirement.begun && !self.outbound.is_suspect()
+    }
+
+    /// How many bytes may go out now.
+    pub(super) fn room(&self, now: Instant) -> usize {
+        if self.is_usable() { self.outbound.room(self.micros(now)) } else { 0 }
+    }
+
+    /// It was asked for a segment and had nothing, or no room, to send one.
+    pub(super) fn note_idle(&mut self, now: Instant) {
+        let micros = self.micros(now);
+        self.outbound.note_idle(micros);
+    }
+
+    /// When there is room again, if only bursts are in the way.
+    pub(super) fn room_at(&self, now: Instant) -> Option<Instant> {
+        let wait = self.outbound.pace().room_in(self.micros(now)).filter(|_| self.is_usable())?;
+        Some(now + wait)
+    }
+
     /// Whether a record would have more in it than segments.
     pub(super) fn owes(&self) -> bool {
-        self.inbound.ack_now || self.pings.due || !self.pongs.is_empty()
+        self.inbound.ack_now || self.pings.due || !self.pongs.is_empty() || self.owes_retire()
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -198,117 +232,34 @@ impl Lane {
         self.rtt.least
     }
 
-    pub(super) fn stats(&self) -> LaneStats {
+    pub(super) fn usual_rtt(&self) -> Option<Duration> {
+        Some(self.rtt.smoothed?.min(self.rtt.least? + USUAL_QUEUE))
+    }
+
+    pub(super) fn stats(&self, now: Instant) -> LaneStats {
         LaneStats {
             lane: self.id,
             kind: self.kind,
             rtt: self.rtt.smoothed,
             least_rtt: self.rtt.least,
-            in_flight: self.outbound.bytes,
-            window: self.outbound.profile.window,
+            in_flight: self.outbound.bytes(),
+            window: self.outbound.pace().window(),
+            capacity: self.outbound.pace().proven_rate(),
+            send_rate: self.sending.get(now),
+            receive_rate: self.receiving.get(now),
+            given_away: self.outbound.given_away,
+            stalled: self.outbound.is_suspect() || self.outbound.has_told_stall(),
+            retiring: self.retirement.begun,
             sent: self.bytes_sent,
             received: self.bytes_received,
             attached: self.attached,
             last_heard: self.last_heard,
         }
     }
-}
 
-impl Outbound {
-    fn new(profile: LaneProfile) -> Self {
-        Self { profile, in_flight: VecDeque::new(), bytes: 0, acked: 0 }
-    }
-
-    /// A segment goes out; its sequence number.
-    pub(super) fn send(&mut self, offset: u64, length: usize, now: Instant) -> u32 {
-        self.in_flight.push_back(InFlight { offset, length: length as u32, sent_at: now });
-        self.bytes += length;
-        self.acked.wrapping_add(self.in_flight.len() as u32)
-    }
-
-    /// All segments up to `sequence` have arrived; when the last of them was sent, if that is news.
-    fn acknowledge(&mut self, sequence: u32) -> Result<Option<Instant>, LaneFault> {
-        let news = sequence.wrapping_sub(self.acked);
-        if news > u32::MAX / 2 {
-            return Ok(None);
-        }
-        if news as usize > self.in_flight.len() {
-            return Err(LaneFault::AckOfUnsentSegment { sequence });
-        }
-        self.acked = sequence;
-        let arrived = self.in_flight.drain(..news as usize);
-        let (bytes, last) = arrived
-            .fold((0, None), |(bytes, _), segment| (bytes + segment.length as usize, Some(segment.sent_at)));
-        self.bytes -= bytes;
-        Ok(last)
-    }
-
-    /// How many bytes may go out now.
-    pub(super) fn room(&self) -> usize {
-        if self.in_flight.len() >= MOST_IN_FLIGHT {
-            0
-        } else {
-            self.profile.window.saturating_sub(self.bytes)
-        }
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.in_flight.is_empty()
-    }
-
-    pub(super) fn longest_segment(&self) -> usize {
-        self.profile.segment
-    }
-
-    pub(super) fn longest_frame(&self) -> usize {
-        self.profile.frame
-    }
-
-    /// Offsets and lengths of what may not have arrived.
-    pub(super) fn in_flight(&self) -> impl Iterator<Item = (u64, usize)> {
-        self.in_flight.iter().map(|segment| (segment.offset, segment.length as usize))
-    }
-}
-
-impl Inbound {
-    /// The first ack is due at the attach: it tells what has arrived on other lanes.
-    fn new(peer: LaneProfile) -> Self {
-        Self { ack_after: peer.ack_after, sequence: 0, unacknowledged: 0, ack_at: None, ack_now: true }
-    }
-
-    /// Whether the segment is the next of the lane; `false` when it was here already.
-    pub(super) fn is_next(&self, sequence: u32) -> Result<bool, LaneFault> {
-        match sequence.wrapping_sub(self.sequence) {
-            1 => Ok(true),
-            0 | 0x8000_0000.. => Ok(false),
-            _ => Err(LaneFault::Gap { expected: self.sequence.wrapping_add(1), got: sequence }),
-        }
-    }
-
-    pub(super) fn taken(&mut self, sequence: u32, length: usize, now: Instant) {
-        self.sequence = sequence;
-        self.unacknowledged += length;
-        if self.unacknowledged >= self.ack_after {
-            self.ack_now = true;
-        } else if self.ack_at.is_none() {
-            self.ack_at = Some(now + ACK_DELAY);
-        }
-    }
-
-    fn handle_timeout(&mut self, now: Instant) {
-        if self.ack_at.is_some_and(|at| at <= now) {
-            self.ack_at = None;
-            self.ack_now = true;
-        }
-    }
-
-    /// Whether an ack goes out now, given that a record with segments is made or not.
-    pub(super) fn take_ack(&mut self, with_segments: bool, now: Instant) -> bool {
-        let due = self.ack_now || self.ack_at.is_some_and(|at| at <= now || with_segments);
-        if due {
-            (self.unacknowledged, self.ack_at, self.ack_now) = (0, None, false);
-        }
-        due
+    /// Our clock as the peer hears of it; it wraps.
+    fn micros(&self, now: Instant) -> Micros {
+        now.saturating_duration_since(self.epoch).as_micros() as Micros
     }
 }
 
@@ -322,15 +273,14 @@ impl Rtt {
     }
 }
 
-/// Segments in flight on one lane; short ones wait and go out as one.
-pub(super) const MOST_IN_FLIGHT: usize = 1024;
-/// How long a receiver keeps an ack back.
-const ACK_DELAY: Duration = Duration::from_millis(5);
 const MOST_PONGS: usize = 8;
+/// What both directions' queues may add to a round trip.
+const USUAL_QUEUE: Duration = Duration::from_millis(40);
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
+    use super::super::outbound::MOST_IN_FLIGHT;
     use super::super::ping::MOST_ASKED;
     use super::*;
 
@@ -407,48 +357,48 @@ mod tests {
         lane.handle_timeout(start);
         let id = lane.pings.take(start).unwrap();
         lane.handle_pong(id ^ 1, start + 3 * SECOND);
-        assert_eq!(lane.stats().rtt, None);
+        assert_eq!(lane.stats(start).rtt, None);
         lane.handle_pong(id, start + Duration::from_millis(40));
         lane.handle_pong(id, start + Duration::from_millis(90));
-        assert_eq!(lane.stats().rtt, Some(Duration::from_millis(40)));
+        assert_eq!(lane.stats(start).rtt, Some(Duration::from_millis(40)));
 
-        let sequence = lane.outbound.send(0, 10, start);
-        lane.handle_ack(sequence, start + Duration::from_millis(45)).unwrap();
-        assert_eq!(lane.stats().rtt, Some(Duration::from_millis(40)));
-        assert_eq!(lane.stats().least_rtt, Some(Duration::from_millis(40)));
+        let sequence = lane.send(0, 10, start);
+        ack(&mut lane, sequence, start + Duration::from_millis(45)).unwrap();
+        assert_eq!(lane.stats(start).rtt, Some(Duration::from_millis(40)));
+        assert_eq!(lane.stats(start).least_rtt, Some(Duration::from_millis(40)));
     }
 
     #[test]
     fn acks_free_the_window_and_old_ones_do_nothing() {
         let (mut lane, now) = lane(Role::Agent);
-        let window = lane.outbound.room();
+        let window = lane.room(now);
         for index in 1..=4u32 {
-            assert_eq!(lane.outbound.send(u64::from(index) * 100, 100, now), index);
+            assert_eq!(lane.send(u64::from(index) * 100, 100, now), index);
         }
-        lane.handle_ack(3, now).unwrap();
-        lane.handle_ack(1, now).unwrap();
-        lane.handle_ack(3, now).unwrap();
-        assert_eq!(lane.outbound.room(), window - 100);
+        ack(&mut lane, 3, now).unwrap();
+        ack(&mut lane, 1, now).unwrap();
+        ack(&mut lane, 3, now).unwrap();
+        assert_eq!(lane.room(now), window - 100);
         assert_eq!(lane.outbound.in_flight().collect::<Vec<_>>(), [(400, 100)]);
-        assert_eq!(lane.handle_ack(5, now), Err(LaneFault::AckOfUnsentSegment { sequence: 5 }));
-        assert_eq!(lane.outbound.send(500, 1, now), 5);
+        assert_eq!(ack(&mut lane, 5, now), Err(LaneFault::AckOfUnsentSegment { sequence: 5 }));
+        assert_eq!(lane.send(500, 1, now), 5);
     }
 
     #[test]
     fn sequence_numbers_go_round() {
         let (mut lane, now) = lane(Role::Agent);
-        lane.outbound.acked = u32::MAX - 1;
+        lane.outbound.count_from(u32::MAX - 1);
         lane.inbound.sequence = u32::MAX - 1;
         for expected in [u32::MAX, 0, 1] {
-            assert_eq!(lane.outbound.send(0, 1, now), expected);
+            assert_eq!(lane.send(0, 1, now), expected);
             assert_eq!(lane.inbound.is_next(expected), Ok(true));
             assert!(lane.inbound.is_next(expected.wrapping_add(1)).is_err());
-            lane.inbound.taken(expected, 1, now);
+            lane.taken(expected, 1, now);
             assert_eq!(lane.inbound.is_next(expected), Ok(false));
             assert_eq!(lane.inbound.is_next(expected.wrapping_sub(9)), Ok(false));
         }
-        lane.handle_ack(0, now).unwrap();
-        lane.handle_ack(u32::MAX, now).unwrap();
+        ack(&mut lane, 0, now).unwrap();
+        ack(&mut lane, u32::MAX, now).unwrap();
         assert_eq!(lane.outbound.in_flight().count(), 1);
     }
 
@@ -456,16 +406,16 @@ mod tests {
     fn acks_go_after_enough_bytes_or_5_ms() {
         let (mut lane, now) = lane(Role::Client);
         assert!(lane.inbound.take_ack(false, now));
-        lane.inbound.taken(1, 100, now);
+        lane.taken(1, 100, now);
         assert!(!lane.inbound.take_ack(false, now));
         assert_eq!(lane.poll_timeout(), Some(now + ACK_DELAY));
-        lane.inbound.taken(2, 32 * 1024, now);
+        lane.taken(2, 32 * 1024, now);
         assert!(lane.owes() && lane.inbound.take_ack(false, now));
         assert_eq!(lane.poll_timeout(), None);
 
-        lane.inbound.taken(3, 1, now);
+        lane.taken(3, 1, now);
         assert!(lane.inbound.take_ack(true, now));
-        lane.inbound.taken(4, 1, now);
+        lane.taken(4, 1, now);
         lane.handle_timeout(now + ACK_DELAY);
         assert!(lane.owes() && lane.inbound.take_ack(false, now));
         assert!(!lane.inbound.take_ack(true, now));
@@ -483,14 +433,18 @@ mod tests {
             lane.pings.take(now);
         }
         assert_eq!(lane.pings.asked.len(), MOST_ASKED);
-        while lane.outbound.room() > 0 {
-            lane.outbound.send(0, 1, now);
+        while lane.room(now) > 0 {
+            lane.send(0, 1, now);
         }
         assert_eq!(lane.outbound.in_flight().count(), MOST_IN_FLIGHT);
     }
 
     fn lane(role: Role) -> (Lane, Instant) {
         let now = Instant::now();
-        (Lane::new(LaneId(1), LaneKind::Ssm, role, [0; 32], 0, now), now)
+        (Lane::new(LaneId(1), LaneKind::Ssm, role, [0; 32], 0, now, now), now)
+    }
+
+    fn ack(lane: &mut Lane, sequence: u32, now: Instant) -> Result<(), LaneFault> {
+        lane.handle_ack(sequence, 0, now, &mut |_, _| {})
     }
 }

@@ -13,27 +13,47 @@
 //! - Every frame is harmless when it comes twice. One that does not add up closes its lane, never the trunk.
 //!
 //! Limits: bytes kept ([`TrunkConfig::replay`]), bytes held beyond a gap ([`TrunkConfig::credit`]), segments in
-//! flight on a lane (1,024), and one cut frame for each lane.
+//! flight on a lane (1,024), and one cut frame for each lane. How much is in flight on a lane is the matter of
+//! `pace.rs`, which lane sends what that of `stripe.rs`.
 
+mod delay;
+mod demand;
+mod dispatch;
 mod fault;
+mod inbound;
 mod lane;
+mod outbound;
+mod pace;
 mod ping;
+mod profile;
+mod ranges;
+mod rate;
 mod receive;
 mod record;
 pub mod segment;
 mod send;
+#[cfg(test)]
+mod sim;
+mod stats;
+mod stripe;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::demand::Appetite;
+pub use self::demand::Demand;
 pub use self::fault::{GoodbyeReason, LaneFault, LaneReason};
 use self::lane::Lane;
-pub use self::lane::LaneProfile;
+pub use self::pace::PaceLimits;
+pub use self::profile::LaneProfile;
+use self::rate::Meter;
 use self::receive::Receiver;
+#[cfg(test)]
 use self::segment::{Frame, Parser};
 use self::send::Sender;
+pub use self::stats::{LaneStats, TrunkStats};
 pub use super::Role;
 use super::hello;
 
@@ -63,7 +83,7 @@ pub struct TrunkConfig {
 
 impl TrunkConfig {
     pub const fn new(role: Role, entropy: u64) -> Self {
-        Self { role, credit: 4 << 20, replay: 4 << 20, unsent: 128 * 1024, entropy }
+        Self { role, credit: 16 << 20, replay: 16 << 20, unsent: 128 * 1024, entropy }
     }
 }
 
@@ -80,6 +100,15 @@ pub struct Trunk {
     heard_goodbye: bool,
     /// The latest time any call has told.
     clock: Option<Instant>,
+    /// When our clock for the peer's delays began.
+    epoch: Option<Instant>,
+    appetite: Appetite,
+    /// Bytes of the stream that go out for the first time.
+    sending: Meter,
+    /// The mux has more to send.
+    backlog: bool,
+    /// How many lanes the peer has use for.
+    peer_wants: u8,
     attached_before: bool,
     resumes: u64,
     faults: u64,
@@ -90,47 +119,23 @@ pub struct Trunk {
 pub enum TrunkEvent {
     /// The lane is to be closed and detached.
     LaneDead { lane: LaneId, reason: LaneReason },
+    /// Nothing is acknowledged on the lane for a while. It may recover; a replacement should be made.
+    LaneStalled { lane: LaneId },
+    /// A lane we retire carries nothing more: it may be closed and detached.
+    LaneDrained { lane: LaneId },
     /// The peer ended the trunk.
     Goodbye { reason: GoodbyeReason, text: String },
 }
 
-/// Counts since the trunk was made, and what it keeps now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TrunkStats {
-    /// Bytes of the stream sent, each counted once.
-    pub sent: u64,
-    /// Bytes of the stream placed.
-    pub received: u64,
-    /// Bytes sent again after a lane was lost.
-    pub resent: u64,
-    /// Bytes that came more than once.
-    pub duplicates: u64,
-    /// Lanes closed because a frame did not add up.
-    pub faults: u64,
-    /// Attaches of a lane after there was none.
-    pub resumes: u64,
-    /// Bytes kept for the peer's acknowledgement.
-    pub unacknowledged: usize,
-    /// Bytes held beyond a gap.
-    pub held: usize,
-    pub lanes: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaneStats {
-    pub lane: LaneId,
-    pub kind: LaneKind,
-    pub rtt: Option<Duration>,
-    pub least_rtt: Option<Duration>,
-    /// Bytes of the stream on their way to the peer.
-    pub in_flight: usize,
-    pub window: usize,
-    /// Bytes on the lane, frames and all.
-    pub sent: u64,
-    pub received: u64,
-    pub attached: Instant,
-    /// When the last whole frame arrived.
-    pub last_heard: Instant,
+impl TrunkEvent {
+    fn lane(&self) -> Option<LaneId> {
+        match self {
+            Self::LaneDead { lane, .. } | Self::LaneStalled { lane } | Self::LaneDrained { lane } => {
+                Some(*lane)
+            }
+            Self::Goodbye { .. } => None,
+        }
+    }
 }
 
 impl Trunk {
@@ -144,6 +149,11 @@ impl Trunk {
             farewell: None,
             heard_goodbye: false,
             clock: None,
+            epoch: None,
+            appetite: Appetite::default(),
+            sending: Meter::default(),
+            backlog: false,
+            peer_wants: 0,
             attached_before: false,
             resumes: 0,
             faults: 0,
@@ -159,7 +169,9 @@ impl Trunk {
         self.tick(now);
         self.resumes += u64::from(self.attached_before && self.lanes.is_empty());
         self.attached_before = true;
-        let mut lane = Lane::new(lane, kind, self.config.role, hello, self.config.entropy, now);
+        self.appetite.added(self.load(false), now);
+        let epoch = *self.epoch.get_or_insert(now);
+        let mut lane = Lane::new(lane, kind, self.config.role, hello, self.config.entropy, epoch, now);
         lane.pings.set(self.ping_interval, now);
         self.lanes.push(lane);
     }
@@ -181,7 +193,9 @@ impl Trunk {
             self.sender.lost(offset, length);
         }
         let id = lane.id;
-        self.events.retain(|event| !matches!(event, TrunkEvent::LaneDead { lane, .. } if *lane == id));
+        self.events.retain(|event| event.lane() != Some(id));
+        self.appetite.removed();
+        self.settle_suspects();
         if self.lanes.is_empty() {
             self.sender.shrink();
         }
@@ -202,7 +216,7 @@ impl Trunk {
             return Err(LaneFault::Closed);
         }
         self.tick(now);
-        self.lanes[index].received(bytes.len());
+        self.lanes[index].received(bytes.len(), now);
         let mut parser = std::mem::take(&mut self.lanes[index].parser);
         let result = self.handle_frames(index, &mut parser, bytes, now, place);
         let lane = &mut self.lanes[index];
@@ -228,12 +242,37 @@ impl Trunk {
         if let Some(reason) = self.farewell {
             record::say_goodbye(lane, reason, room, record);
         } else {
-            let segments = self.sender.next(lane.informed).is_some() && lane.outbound.room() > 0;
-            record::put_control(lane, &mut self.receiver, segments, room, record, now);
-            record::put_segments(lane, &mut self.sender, room, record, now);
+            let waits = self.sender.next(lane.informed).is_some() && lane.room(now) > 0;
+            let segments = waits && !stripe::is_better_elsewhere(&self.lanes, index, now);
+            let lane = &mut self.lanes[index];
+            let wanted = self.appetite.wanted();
+            record::put_control(lane, &mut self.receiver, wanted, segments, room, record, now);
+            if segments {
+                let sent = self.sender.sent();
+                record::put_segments(lane, &mut self.sender, room, record, now);
+                self.sending.add((self.sender.sent() - sent) as usize, now);
+            } else {
+                lane.note_idle(now);
+            }
         }
-        lane.bytes_sent += (record.len() - before) as u64;
+        self.lanes[index].sent(record.len() - before, now);
         record.len() > before
+    }
+
+    /// Whether the lane's IO takes a record now. A lane that does not is not waited for.
+    pub fn set_ready(&mut self, lane: LaneId, ready: bool) {
+        if let Ok(index) = self.position(lane) {
+            self.lanes[index].ready = ready;
+        }
+    }
+
+    /// Puts nothing new on a lane, and asks the peer to do the same; [`TrunkEvent::LaneDrained`] follows once
+    /// all that is under way on it has arrived. Its last bytes are acknowledged meanwhile.
+    pub fn retire(&mut self, lane: LaneId) {
+        if let Ok(index) = self.position(lane) {
+            let retirement = &mut self.lanes[index].retirement;
+            (retirement.ours, retirement.begun) = (true, true);
+        }
     }
 
     /// Where the mux writes next: contiguous, at most `send_room`.
@@ -274,11 +313,13 @@ impl Trunk {
                     .push_back(TrunkEvent::LaneDead { lane: lane.id, reason: LaneReason::PingsMissed });
             }
         }
+        self.check_progress(now);
     }
 
     /// When `handle_timeout` wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(Lane::poll_timeout).min()
+        let lanes = self.lanes.iter().filter_map(Lane::poll_timeout);
+        lanes.chain(self.progress_timeout()).chain(self.room_timeout()).min()
     }
 
     /// Bytes the mux may add now, as far as credit, memory and the lanes' windows go; 0 without a lane.
@@ -289,7 +330,8 @@ impl Trunk {
             return 0;
         }
         let waiting = self.sender.waiting();
-        let lanes: usize = self.open_lanes().map(|lane| lane.outbound.room()).sum();
+        let Some(now) = self.clock else { return 0 };
+        let lanes: usize = self.lanes.iter().map(|lane| lane.room(now)).sum();
         let room = self
             .sender
             .room()
@@ -307,7 +349,11 @@ impl Trunk {
     pub fn wants_to_send(&self, lane: LaneId) -> bool {
         self.open_lanes().find(|open| open.id == lane).is_some_and(|lane| match self.farewell {
             Some(_) => !lane.said_goodbye,
-            None => lane.owes() || (lane.outbound.room() > 0 && self.sender.next(lane.informed).is_some()),
+            None => {
+                lane.owes()
+                    || (self.clock.is_some_and(|now| lane.room(now) > 0)
+                        && self.sender.next(lane.informed).is_some())
+            }
         })
     }
 
@@ -326,81 +372,9 @@ impl Trunk {
         self.is_drained() && self.lanes.iter().all(|lane| lane.outbound.is_idle())
     }
 
-    pub fn stats(&self) -> TrunkStats {
-        TrunkStats {
-            sent: self.sender.sent(),
-            received: self.receiver.placed(),
-            resent: self.sender.resent,
-            duplicates: self.receiver.duplicates,
-            faults: self.faults,
-            resumes: self.resumes,
-            unacknowledged: self.sender.unacknowledged(),
-            held: self.receiver.held_bytes(),
-            lanes: self.lanes.len(),
-        }
-    }
-
-    pub fn lane_stats(&self) -> impl Iterator<Item = LaneStats> {
-        self.lanes.iter().map(Lane::stats)
-    }
-
-    /// The shortest round trip that any lane has seen.
-    pub fn least_rtt(&self) -> Option<Duration> {
-        self.lanes.iter().filter_map(Lane::least_rtt).min()
-    }
-
     /// The longest frame of the mux that suits every lane.
     pub fn longest_frame(&self) -> Option<usize> {
-        self.open_lanes().map(|lane| lane.outbound.longest_frame()).min()
-    }
-
-    fn handle_frames(
-        &mut self,
-        index: usize,
-        parser: &mut Parser,
-        mut input: &[u8],
-        now: Instant,
-        place: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), LaneFault> {
-        while let Some(frame) = parser.next_frame(&mut input).map_err(LaneFault::Frame)? {
-            let lane = &mut self.lanes[index];
-            lane.heard(now);
-            match frame {
-                Frame::Segment { offset, sequence, bytes } => {
-                    if lane.inbound.is_next(sequence)? {
-                        self.receiver.handle_segment(offset, bytes, place)?;
-                        lane.inbound.taken(sequence, bytes.len(), now);
-                    } else {
-                        self.receiver.duplicates += bytes.len() as u64;
-                    }
-                }
-                Frame::Ack { cum, credit, sequence } => {
-                    lane.handle_ack(sequence, now)?;
-                    self.sender.acknowledge(cum)?;
-                    self.sender.raise_credit(credit);
-                }
-                Frame::Ping { id } => lane.handle_ping(id),
-                Frame::Pong { id } => lane.handle_pong(id, now),
-                Frame::Goodbye { reason, text } => self.handle_goodbye(reason, text),
-                Frame::Greeting(_) | Frame::Welcome(_) if self.config.role == Role::Client => {}
-                Frame::Hello(body) if self.config.role == Role::Agent => {
-                    if hello::digest(body) != lane.hello {
-                        return Err(LaneFault::OtherHello);
-                    }
-                }
-                Frame::Greeting(_) | Frame::Hello(_) | Frame::Welcome(_) | Frame::Deny { .. } => {
-                    return Err(LaneFault::Handshake);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn handle_goodbye(&mut self, reason: u8, text: &str) {
-        if !std::mem::replace(&mut self.heard_goodbye, true) {
-            let text = text.chars().filter(|char| !char.is_control()).collect();
-            self.events.push_back(TrunkEvent::Goodbye { reason: GoodbyeReason::from_code(reason), text });
-        }
+        self.lanes.iter().filter(|lane| lane.is_usable()).map(|lane| lane.outbound.longest_frame()).min()
     }
 
     fn open_lanes(&self) -> impl Iterator<Item = &Lane> {

@@ -14,12 +14,21 @@ pub(super) struct Receiver {
     /// Bytes beyond a gap by offset; never overlapping, never touching `placed`.
     held: BTreeMap<u64, Vec<u8>>,
     held_bytes: usize,
+    pub(super) most_held: usize,
     pub(super) duplicates: u64,
 }
 
 impl Receiver {
     pub(super) fn new(credit: u64) -> Self {
-        Self { placed: 0, told: INITIAL_CREDIT, credit, held: BTreeMap::new(), held_bytes: 0, duplicates: 0 }
+        Self {
+            placed: 0,
+            told: INITIAL_CREDIT,
+            credit,
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            most_held: 0,
+            duplicates: 0,
+        }
     }
 
     /// Hands on what is next in order, without a copy, and holds what is not.
@@ -113,6 +122,7 @@ impl Receiver {
             self.duplicates += after.min(end).saturating_sub(start.max(from));
             from = from.max(after);
         }
+        self.most_held = self.most_held.max(self.held_bytes);
         Ok(())
     }
 
@@ -147,7 +157,7 @@ impl Receiver {
 /// Neighbours are joined up to this length.
 const LONGEST_PIECE: usize = 64 * 1024;
 /// A peer of ours has at most one gap for each segment in flight.
-const MOST_PIECES: usize = 32 * super::lane::MOST_IN_FLIGHT;
+const MOST_PIECES: usize = 32 * super::outbound::MOST_IN_FLIGHT;
 
 #[cfg(test)]
 mod tests {

@@ -15,10 +15,11 @@ pub(super) fn say_goodbye(lane: &mut Lane, reason: GoodbyeReason, room: usize, r
     }
 }
 
-/// An ack, pongs and a ping as far as they are due; an ack that is only nearly due goes along with segments.
+/// An ack, a word on retirement, pongs and a ping as far as they are due; an ack that is only nearly due goes along with segments.
 pub(super) fn put_control(
     lane: &mut Lane,
     receiver: &mut Receiver,
+    wanted: u8,
     segments: bool,
     room: usize,
     record: &mut Vec<u8>,
@@ -26,7 +27,11 @@ pub(super) fn put_control(
 ) {
     if room >= record.len() + LEAST_RECORD && lane.inbound.take_ack(segments, now) {
         let (cum, credit) = (receiver.placed(), receiver.tell_credit());
-        put(&Frame::Ack { cum, credit, sequence: lane.inbound.sequence }, room, record);
+        let (sequence, arrived) = (lane.inbound.sequence, lane.inbound.arrived);
+        put(&Frame::Ack { cum, credit, sequence, arrived, wanted }, room, record);
+    }
+    if lane.owes_retire() && put(&Frame::Retire, room, record) {
+        lane.said_retire();
     }
     while let Some(&id) = lane.pongs.front()
         && put(&Frame::Pong { id }, room, record)
@@ -52,17 +57,24 @@ pub(super) fn put_segments(
     while let Some(range) = sender.next(lane.informed) {
         let wanted = range.length.min(lane.outbound.longest_segment());
         let space = room.saturating_sub(record.len() + SEGMENT_OVERHEAD);
-        let window = lane.outbound.room();
+        let window = lane.room(now);
         // A sliver costs a whole frame: it waits for room, unless there will never be more.
         let sliver =
             |room: usize, may_grow: bool| room < if may_grow { wanted.min(LEAST_SEGMENT) } else { 1 };
-        if sliver(space, !alone) || sliver(window, !lane.outbound.is_idle()) {
-            break;
+        if sliver(space, !alone) {
+            return;
+        }
+        if sliver(window, !lane.outbound.is_idle()) {
+            lane.outbound.note_held_back();
+            return;
         }
         let length = wanted.min(space).min(window);
-        let sequence = lane.outbound.send(range.offset, length, now);
+        let sequence = lane.send(range.offset, length, now);
         segment::encode_segment(record, range.offset, sequence, |out| sender.take(range, length, out));
         alone = false;
+    }
+    if alone {
+        lane.note_idle(now);
     }
 }
 

@@ -13,10 +13,11 @@
 //! | type | name | body |
 //! |---|---|---|
 //! | 0x01 | segment | `offset u64`, `sequence u32` (its number on this lane, from 1), 1 to 65,536 bytes of the trunk |
-//! | 0x02 | ack | `cum u64` (all bytes below it have arrived), `credit u64` (highest offset taken, absolute), `sequence u32` (highest segment number that arrived on this lane, 0 for none) |
+//! | 0x02 | ack | `cum u64` (all bytes below it have arrived), `credit u64` (highest offset taken, absolute), `sequence u32` (highest segment number that arrived on this lane, 0 for none), `arrived u32` (when it did: microseconds of the receiver's own clock, the same for all lanes, wrapping), `wanted u8` (how many lanes would be of use to what the sender of the ack has to send; 0 for no opinion) |
 //! | 0x03 | ping | `id u64` |
 //! | 0x04 | pong | `id u64` of the ping |
 //! | 0x05 | goodbye | `reason u8`, UTF-8 text of at most 256 bytes |
+//! | 0x06 | retire | nothing. Nothing new is put on this lane by either side; said back once all that the sayer put on it was acknowledged |
 //! | 0xf0 | greeting | see [`hello`](crate::wire::hello) |
 //! | 0xf1 | hello | see [`hello`](crate::wire::hello) |
 //! | 0xf2 | welcome | see [`hello`](crate::wire::hello) |
@@ -25,11 +26,11 @@
 //! The types of the handshake are no ASCII, so the first byte tells a foreign service.
 //!
 //! Example: a segment with `abc` at offset 65,536, the seventh of its lane, then its ack with a credit
-//! of 4 MiB beyond it:
+//! of 4 MiB beyond it, 1.5 seconds after the receiver's clock began, by a peer that could use three lanes:
 //!
 //! ```text
 //! 01 00000f 3b70e55a 0000000000010000 00000007 616263
-//! 02 000014 1c6e36e0 0000000000010003 0000000000410003 00000007
+//! 02 000019 250a6d9a 0000000000010003 0000000000410003 00000007 0016e360 03
 //! ```
 
 use std::fmt;
@@ -53,10 +54,11 @@ pub const MAX_HANDSHAKE: usize = 640;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     Segment { offset: u64, sequence: u32, bytes: &'a [u8] },
-    Ack { cum: u64, credit: u64, sequence: u32 },
+    Ack { cum: u64, credit: u64, sequence: u32, arrived: u32, wanted: u8 },
     Ping { id: u64 },
     Pong { id: u64 },
     Goodbye { reason: u8, text: &'a str },
+    Retire,
     Greeting(&'a [u8]),
     Hello(&'a [u8]),
     Welcome(&'a [u8]),
@@ -72,6 +74,7 @@ pub enum Type {
     Ping = 0x03,
     Pong = 0x04,
     Goodbye = 0x05,
+    Retire = 0x06,
     Greeting = 0xf0,
     Hello = 0xf1,
     Welcome = 0xf2,
@@ -151,11 +154,14 @@ impl Frame<'_> {
             Self::Segment { offset, sequence, bytes } => {
                 encode_segment(out, offset, sequence, |out| out.extend_from_slice(bytes));
             }
-            Self::Ack { cum, credit, sequence } => put(out, Type::Ack, |out| {
+            Self::Ack { cum, credit, sequence, arrived, wanted } => put(out, Type::Ack, |out| {
                 out.extend_from_slice(&cum.to_be_bytes());
                 out.extend_from_slice(&credit.to_be_bytes());
                 out.extend_from_slice(&sequence.to_be_bytes());
+                out.extend_from_slice(&arrived.to_be_bytes());
+                out.push(wanted);
             }),
+            Self::Retire => put(out, Type::Retire, |_| {}),
             Self::Ping { id } => put(out, Type::Ping, |out| out.extend_from_slice(&id.to_be_bytes())),
             Self::Pong { id } => put(out, Type::Pong, |out| out.extend_from_slice(&id.to_be_bytes())),
             Self::Goodbye { reason, text } => put_text(out, Type::Goodbye, reason, text, MAX_GOODBYE),
@@ -213,7 +219,10 @@ fn decode(frame: &[u8]) -> Result<Frame<'_>, FrameFault> {
             cum: fields.u64().ok_or(short)?,
             credit: fields.u64().ok_or(short)?,
             sequence: fields.u32().ok_or(short)?,
+            arrived: fields.u32().ok_or(short)?,
+            wanted: fields.u8().ok_or(short)?,
         },
+        Type::Retire => Frame::Retire,
         Type::Ping => Frame::Ping { id: fields.u64().ok_or(short)? },
         Type::Pong => Frame::Pong { id: fields.u64().ok_or(short)? },
         Type::Greeting => Frame::Greeting(body),
@@ -292,7 +301,8 @@ impl Type {
     const fn bounds(self) -> (usize, usize) {
         match self {
             Self::Segment => (SEGMENT_HEAD + 1, SEGMENT_HEAD + MAX_SEGMENT),
-            Self::Ack => (20, 20),
+            Self::Ack => (25, 25),
+            Self::Retire => (0, 0),
             Self::Ping | Self::Pong => (8, 8),
             Self::Goodbye => (1, 1 + MAX_GOODBYE),
             Self::Greeting | Self::Hello | Self::Welcome => (1, MAX_HANDSHAKE),
@@ -311,6 +321,7 @@ impl TryFrom<u8> for Type {
             0x03 => Self::Ping,
             0x04 => Self::Pong,
             0x05 => Self::Goodbye,
+            0x06 => Self::Retire,
             0xf0 => Self::Greeting,
             0xf1 => Self::Hello,
             0xf2 => Self::Welcome,
@@ -348,13 +359,19 @@ mod tests {
     use super::*;
 
     const EXAMPLE: &str = "01 00000f 3b70e55a 0000000000010000 00000007 616263
-        02 000014 1c6e36e0 0000000000010003 0000000000410003 00000007";
+        02 000019 250a6d9a 0000000000010003 0000000000410003 00000007 0016e360 03";
 
     #[test]
     fn example_of_the_doc_decodes_and_encodes() {
         let wire = hex(EXAMPLE);
         let segment = Frame::Segment { offset: 65_536, sequence: 7, bytes: b"abc" };
-        let ack = Frame::Ack { cum: 65_539, credit: 65_539 + (4 << 20), sequence: 7 };
+        let ack = Frame::Ack {
+            cum: 65_539,
+            credit: 65_539 + (4 << 20),
+            sequence: 7,
+            arrived: 1_500_000,
+            wanted: 3,
+        };
 
         let mut out = Vec::new();
         segment.encode(&mut out);
@@ -370,10 +387,11 @@ mod tests {
 
     #[test]
     fn every_type_has_its_fixture() {
-        let fixtures: [(Frame<'_>, &str); 7] = [
+        let fixtures: [(Frame<'_>, &str); 8] = [
             (Frame::Ping { id: 1 }, "03000008 c0948611 0000000000000001"),
             (Frame::Pong { id: 1 }, "04000008 b40c6f9e 0000000000000001"),
             (Frame::Goodbye { reason: 2, text: "bye" }, "05000004 fa3df760 02 627965"),
+            (Frame::Retire, "06000000 042f80c0"),
             (Frame::Greeting(b"G"), "f0000001 7fb54232 47"),
             (Frame::Hello(b"H"), "f1000001 d26a7613 48"),
             (Frame::Welcome(b"W"), "f2000001 18c20136 57"),
@@ -417,7 +435,7 @@ mod tests {
             Err(FrameFault::Length { .. })
         ));
         assert!(matches!(
-            Parser::default().next_frame(&mut [2, 0, 0, 21].as_slice()),
+            Parser::default().next_frame(&mut [2, 0, 0, 26].as_slice()),
             Err(FrameFault::Length { .. })
         ));
     }

@@ -1,11 +1,12 @@
 //! Pure: the sending half of a trunk: bytes that may have to go out again, and which go next.
 //!
 //! Bytes are kept from `commit` until the peer has acknowledged them. `acked <= sent <= end`, all offsets of
-//! the trunk; ranges between `acked` and `sent` that a dead lane may have lost wait in `resend`.
+//! the trunk; ranges between `acked` and `sent` that a dead or overdue lane may have lost wait in `resend`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::LaneFault;
+use super::ranges::Ranges;
 
 pub(super) struct Sender {
     acked: u64,
@@ -17,8 +18,7 @@ pub(super) struct Sender {
     limit: usize,
     chunks: VecDeque<Chunk>,
     pool: Vec<Box<[u8]>>,
-    /// Start to end; never overlapping.
-    resend: BTreeMap<u64, u64>,
+    resend: Ranges,
     pub(super) resent: u64,
 }
 
@@ -46,7 +46,7 @@ impl Sender {
             limit,
             chunks: VecDeque::new(),
             pool: Vec::new(),
-            resend: BTreeMap::new(),
+            resend: Ranges::default(),
             resent: 0,
         }
     }
@@ -95,7 +95,7 @@ impl Sender {
             }
             self.recycle_front();
         }
-        self.forget_resends(cum);
+        self.resend.remove(0, cum);
         Ok(())
     }
 
@@ -103,31 +103,22 @@ impl Sender {
         self.credit = self.credit.max(credit);
     }
 
-    /// A dead lane had these bytes; they go out again unless the peer has them.
+    /// A dead or overdue lane had these bytes; they go out again unless the peer has them.
     pub(super) fn lost(&mut self, offset: u64, length: usize) {
-        let end = offset + length as u64;
-        let mut start = offset.max(self.acked);
-        if start >= end {
-            return;
-        }
-        // A neighbour that ends where this one begins grows instead, so pieces do not multiply.
-        if let Some((&before, &before_end)) = self.resend.range(..=start).next_back()
-            && before_end >= start
-        {
-            start = before;
-            let end = end.max(before_end);
-            self.resend.insert(start, end);
-        } else {
-            self.resend.insert(start, end);
-        }
+        self.resend.insert(offset.max(self.acked), offset + length as u64);
+    }
+
+    /// The peer has these bytes, though perhaps not all below them.
+    pub(super) fn arrived(&mut self, offset: u64, length: usize) {
+        self.resend.remove(offset, offset + length as u64);
     }
 
     /// The lowest bytes that may be sent now; those sent before only if `again`.
     ///
     /// They lie in one chunk, so that a segment ends where a frame of the mux ends if it can hold that much.
     pub(super) fn next(&self, again: bool) -> Option<Range> {
-        let (offset, end, again) = match self.resend.first_key_value() {
-            Some((&offset, &end)) if again => (offset, end, true),
+        let (offset, end, again) = match self.resend.first() {
+            Some((offset, end)) if again => (offset, end, true),
             Some(_) | None => (self.sent, self.end, false),
         };
         let length = end.min(self.chunk_end(offset)).saturating_sub(offset) as usize;
@@ -138,13 +129,11 @@ impl Sender {
     pub(super) fn take(&mut self, range: Range, length: usize, out: &mut Vec<u8>) {
         let length = length.min(range.length);
         let end = range.offset + length as u64;
-        if !range.again {
-            self.sent = end;
-        } else if let Some(range_end) = self.resend.remove(&range.offset) {
+        if range.again {
             self.resent += length as u64;
-            if end < range_end {
-                self.resend.insert(end, range_end);
-            }
+            self.resend.remove(range.offset, end);
+        } else {
+            self.sent = end;
         }
         self.copy(range.offset, length, out);
     }
@@ -165,13 +154,22 @@ impl Sender {
 
     /// Bytes that wait for a lane.
     pub(super) fn waiting(&self) -> usize {
-        let again: u64 = self.resend.iter().map(|(start, end)| end - start).sum();
-        (self.end - self.sent + again) as usize
+        (self.end - self.sent + self.resend.total()) as usize
     }
 
     /// Bytes kept.
     pub(super) fn unacknowledged(&self) -> usize {
         (self.end - self.acked) as usize
+    }
+
+    /// Bytes the peer takes beyond what has been added.
+    pub(super) fn credit(&self) -> u64 {
+        self.credit.saturating_sub(self.end)
+    }
+
+    /// Bytes of memory for what was added.
+    pub(super) fn memory(&self) -> usize {
+        (self.chunks.len() + self.pool.len()) * CHUNK
     }
 
     pub(super) fn sent(&self) -> u64 {
@@ -213,17 +211,6 @@ impl Sender {
             self.pool.push(chunk.bytes);
         }
     }
-
-    fn forget_resends(&mut self, cum: u64) {
-        while let Some(first) = self.resend.first_entry()
-            && *first.key() < cum
-        {
-            let end = first.remove();
-            if end > cum {
-                self.resend.insert(cum, end);
-            }
-        }
-    }
 }
 
 const CHUNK: usize = 64 * 1024;
@@ -262,7 +249,10 @@ mod tests {
         sender.lost(1_000, 1_000);
         sender.lost(2_000, 500);
         sender.acknowledge(1_200).unwrap();
-        assert_eq!(sender.resend, BTreeMap::from([(1_200, 2_500), (4_000, 5_000)]));
+        assert_eq!(sender.resend.iter().collect::<Vec<_>>(), [(1_200, 2_500), (4_000, 5_000)]);
+        sender.lost(2_400, 300);
+        sender.arrived(2_500, 200);
+        assert_eq!(sender.resend.iter().collect::<Vec<_>>(), [(1_200, 2_500), (4_000, 5_000)]);
         assert_eq!(sender.waiting(), 1_000 + 2_300);
 
         let (mut out, mut offsets) = (Vec::new(), Vec::new());

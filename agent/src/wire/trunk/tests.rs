@@ -60,7 +60,7 @@ proptest! {
 
     #[test]
     fn random_frames_never_panic_and_never_pass_the_bounds(
-        frames in proptest::collection::vec((0u8..10, any::<u64>(), 0u64..600_000, 0u32..6, 1usize..3000), 0..60),
+        frames in proptest::collection::vec((0u8..11, any::<u64>(), 0u64..600_000, 0u32..6, 1usize..3000), 0..60),
         role in prop::sample::select(&[Role::Client, Role::Agent][..]),
     ) {
         let now = Instant::now();
@@ -70,10 +70,11 @@ proptest! {
             let offset = if which == 0 { wild } else { near };
             let frame = match which {
                 0..=4 => Frame::Segment { offset, sequence, bytes: &bytes[..length] },
-                5 => Frame::Ack { cum: near, credit: wild, sequence },
+                5 => Frame::Ack { cum: near, credit: wild, sequence, arrived: wild as u32, wanted: wild as u8 },
                 6 => Frame::Ping { id: wild },
                 7 => Frame::Pong { id: wild },
                 8 => Frame::Hello(&bytes[..10]),
+                9 => Frame::Retire,
                 _ => Frame::Goodbye { reason: sequence as u8, text: "bye" },
             };
             let mut wire = Vec::new();
@@ -86,7 +87,7 @@ proptest! {
             trunk.poll_record(LaneId(1), 2000, &mut record, now);
             trunk.handle_timeout(now);
             prop_assert!(record.len() <= 2000);
-            prop_assert!(trunk.stats().held <= 4 << 20);
+            prop_assert!(trunk.stats().held <= 16 << 20);
         }
     }
 }
@@ -118,7 +119,7 @@ fn room_ends_with_credit_window_and_unsent_bytes() {
         carried += write(&mut agent, room);
         while agent.poll_record(LaneId(1), 8192, &mut Vec::new(), now) {}
     }
-    let window = LaneProfile::of(LaneKind::Ssm, Role::Agent).window;
+    let window = LaneProfile::of(LaneKind::Ssm, Role::Agent).pace.start;
     assert!(carried > window - LEAST_ROOM && carried <= window, "{carried}");
 
     let mut client = trunk(Role::Client, &[1], now);
@@ -266,6 +267,74 @@ fn pings_are_answered_and_measured() {
     client.handle_bytes(LaneId(1), &down, back, &mut |_| {}).unwrap();
     let stats = client.lane_stats().next().unwrap();
     assert_eq!((stats.rtt, stats.last_heard), (Some(Duration::from_millis(30)), back));
+}
+
+#[test]
+fn what_breaks_the_rules_on_one_lane_leaves_the_others_alone() {
+    let now = Instant::now();
+    let segment = |offset, sequence, bytes: &[u8]| {
+        let mut wire = Vec::new();
+        Frame::Segment { offset, sequence, bytes }.encode(&mut wire);
+        wire
+    };
+    let ack = |cum, sequence| {
+        let mut wire = Vec::new();
+        Frame::Ack { cum, credit: u64::MAX, sequence, arrived: 7, wanted: 255 }.encode(&mut wire);
+        wire
+    };
+    let bad: [(Vec<u8>, LaneFault); 5] = [
+        (segment(5, 1, b"fgX"), LaneFault::Contradiction { offset: 7 }),
+        (segment(1 << 40, 1, b"x"), LaneFault::BeyondCredit { end: (1 << 40) + 1, credit: 16 << 20 }),
+        (segment(0, 9, b"x"), LaneFault::Gap { expected: 1, got: 9 }),
+        (ack(0, 3), LaneFault::AckOfUnsentSegment { sequence: 3 }),
+        (ack(1000, 0), LaneFault::AckOfUnsent { cum: 1000, sent: 500 }),
+    ];
+    for (wire, fault) in bad {
+        let mut agent = trunk(Role::Agent, &[1, 2], now);
+        write(&mut agent, 500);
+        agent.poll_record(LaneId(1), 4096, &mut Vec::new(), now);
+        agent.handle_bytes(LaneId(1), &segment(7, 1, b"hij"), now, &mut |_| panic!("beyond a gap")).unwrap();
+        assert_eq!(agent.handle_bytes(LaneId(2), &wire, now, &mut |_| {}), Err(fault));
+        assert_eq!(agent.stats().faults, 1);
+        agent.detach(LaneId(2), now);
+
+        let mut placed = Vec::new();
+        let mut place = |bytes: &[u8]| placed.extend_from_slice(bytes);
+        agent.handle_bytes(LaneId(1), &segment(0, 2, b"abcdefg"), now, &mut place).unwrap();
+        agent.handle_bytes(LaneId(1), &ack(500, 1), now, &mut place).unwrap();
+        assert_eq!(placed, b"abcdefghij");
+        assert!(agent.is_drained());
+        assert_eq!(agent.demand().peers, 32);
+    }
+}
+
+#[test]
+fn retiring_is_said_once_and_harmless_when_repeated() {
+    let now = Instant::now();
+    let (mut client, mut agent) = (trunk(Role::Client, &[1, 2], now), trunk(Role::Agent, &[1, 2], now));
+    write(&mut agent, 100);
+    let mut down = Vec::new();
+    agent.poll_record(LaneId(1), 4096, &mut down, now);
+    client.retire(LaneId(1));
+    client.retire(LaneId(1));
+    for _ in 0..4 {
+        let mut up = Vec::new();
+        client.poll_record(LaneId(1), 4096, &mut up, now);
+        client.handle_bytes(LaneId(1), &down, now + Duration::from_millis(9), &mut |_| {}).unwrap();
+        client.handle_timeout(now + Duration::from_millis(20));
+        agent.handle_bytes(LaneId(1), &up.repeat(2), now, &mut |_| {}).unwrap();
+        down.clear();
+        agent.poll_record(LaneId(1), 4096, &mut down, now);
+        down = down.repeat(2);
+    }
+    assert_eq!(client.poll_event(), Some(TrunkEvent::LaneDrained { lane: LaneId(1) }));
+    assert_eq!((client.poll_event(), agent.poll_event()), (None, None));
+    write(&mut agent, 100);
+    let mut record = Vec::new();
+    agent.poll_record(LaneId(1), 4096, &mut record, now);
+    assert_eq!(segments(&record), []);
+    agent.poll_record(LaneId(2), 4096, &mut record, now);
+    assert_eq!(segments(&record), [(100, 100)]);
 }
 
 fn trunk(role: Role, lanes: &[u64], now: Instant) -> Trunk {
@@ -511,7 +580,11 @@ impl World {
 
     fn events(&mut self, side: usize) {
         while let Some(event) = self.ends[side].trunk.poll_event() {
-            let TrunkEvent::LaneDead { lane, .. } = event else { panic!("{event:?}") };
+            let lane = match event {
+                TrunkEvent::LaneDead { lane, .. } => lane,
+                TrunkEvent::LaneStalled { .. } => continue,
+                TrunkEvent::LaneDrained { .. } | TrunkEvent::Goodbye { .. } => panic!("{event:?}"),
+            };
             self.deaths += 1;
             // What found out tells the other end by closing, at the latest when that finds out by itself.
             if let Some(link) = self.links.iter_mut().find(|link| link.id == lane) {
@@ -564,7 +637,8 @@ impl World {
             let stats = end.trunk.stats();
             assert!(stats.unacknowledged <= end.trunk.config.replay);
             assert!(stats.held as u64 <= self.plan.credit.max(INITIAL_CREDIT));
-            assert!(end.trunk.lane_stats().all(|lane| lane.in_flight <= lane.window));
+            let most = |lane: &LaneStats| LaneProfile::of(lane.kind, end.trunk.config.role).pace.most;
+            assert!(end.trunk.lane_stats().all(|lane| lane.in_flight <= most(&lane)));
             assert_eq!(stats.faults, 0);
         }
     }
