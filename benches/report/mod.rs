@@ -64,6 +64,18 @@ impl Report {
         values[values.len() / 2]
     }
 
+    /// How often each figure is measured.
+    #[allow(dead_code, reason = "not every benchmark repeats by itself")]
+    pub(crate) fn rounds(&self) -> usize {
+        self.rounds
+    }
+
+    /// How long each time.
+    #[allow(dead_code, reason = "not every benchmark repeats by itself")]
+    pub(crate) fn round(&self) -> Duration {
+        self.round
+    }
+
     pub(crate) fn row(&mut self, what: impl Into<String>, value: f64, unit: &str) {
         let what = what.into();
         if !self.json {

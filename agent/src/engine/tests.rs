@@ -8,6 +8,7 @@ mod accounts;
 mod datagrams;
 mod link;
 mod script;
+mod snapshot;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -1,0 +1,102 @@
+//! The whole path with the real binaries in two network namespaces, and plain veth in the same run as the base.
+//!
+//!     cargo bench --bench end_to_end -- [--seconds N] [--rounds N] [--most-flows N] [--json] [--check] [PART]...
+//!
+//! - `tcp`: TUN, engine, trunk over a plain TCP lane, agent, target: throughput by iperf3 with 1, 8 and 64 flows.
+//! - `latency`: 1-byte round trips, idle and under load, and connects per second.
+//! - `flows`: memory of idle flows, one busy flow beside them, readers that stall.
+//! - `ssm`: one lane of the simulated service at its faithful defaults, download and upload.
+//! - `idle`: memory, CPU and wake-ups of an idle `up` over 60 s.
+//!
+//! All of them when none is named. Figures with a target say whether they reach it; with `--check` one that misses it
+//! by more than a fifth makes the run fail. The targets are for two cores with nothing else to do: on a busy machine
+//! CPU seconds per gigabyte and ratios within the run still tell something. Needs root and iperf3.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its figures")]
+#![allow(clippy::disallowed_methods, reason = "it measures")]
+
+mod flows;
+mod held;
+mod idle;
+mod latency;
+mod load;
+mod process;
+mod row;
+mod ssm_lane;
+mod stalled;
+mod throughput;
+mod world;
+
+use anyhow::{Context as _, Result, ensure};
+use netstack_tests::netns;
+use row::Row;
+use serde_json::json;
+
+/// What was asked for.
+pub(crate) struct Options {
+    pub(crate) seconds: u32,
+    pub(crate) rounds: usize,
+    pub(crate) most_flows: usize,
+    json: bool,
+    check: bool,
+    parts: Vec<String>,
+}
+
+type Part = fn(&Options) -> Result<Vec<Row>>;
+
+const PARTS: [(&str, Part); 5] = [
+    ("tcp", throughput::rows),
+    ("latency", latency::rows),
+    ("flows", flows::rows),
+    ("ssm", ssm_lane::rows),
+    ("idle", idle::rows),
+];
+
+fn main() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(held::FAR_ENDS) {
+        return held::far_ends();
+    }
+    let options = options()?;
+    if let Some(reason) = netns::why_not().or_else(|| netns::missing(&["iperf3"])) {
+        eprintln!("SKIPPED: end_to_end: {reason}");
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    for (name, part) in PARTS {
+        if options.parts.is_empty() || options.parts.iter().any(|wanted| wanted == name) {
+            let more = part(&options).with_context(|| format!("measuring {name}"))?;
+            if !options.json {
+                more.iter().for_each(|row| println!("{row}"));
+            }
+            rows.extend(more);
+        }
+    }
+    if options.json {
+        println!("{}", json!({ "schema": 2, "rows": rows.iter().map(Row::json).collect::<Vec<_>>() }));
+    }
+    let missed: Vec<&str> = rows.iter().filter(|row| row.is_far_off()).map(|row| row.what.as_str()).collect();
+    ensure!(!options.check || missed.is_empty(), "missed by more than a fifth: {}", missed.join("; "));
+    Ok(())
+}
+
+fn options() -> Result<Options> {
+    let mut options =
+        Options { seconds: 5, rounds: 3, most_flows: 20_000, json: false, check: false, parts: Vec::new() };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().with_context(|| format!("{argument} needs a number"));
+        match argument.as_str() {
+            "--seconds" => options.seconds = number()?.parse()?,
+            "--rounds" => options.rounds = number()?.parse()?,
+            "--most-flows" => options.most_flows = number()?.parse()?,
+            "--json" => options.json = true,
+            "--check" => options.check = true,
+            // What cargo bench passes on.
+            "--bench" => {}
+            part if PARTS.iter().any(|(name, _)| *name == part) => options.parts.push(part.to_owned()),
+            other => anyhow::bail!("unknown argument {other}: see the head of benches/end_to_end/main.rs"),
+        }
+    }
+    ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds must be at least 1");
+    Ok(options)
+}
