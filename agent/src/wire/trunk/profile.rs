@@ -61,10 +61,14 @@ impl LaneProfile {
                     queue: Duration::from_millis(9),
                 },
                 segment: MAX_SEGMENT,
-                frame: MAX_SEGMENT - mux::HEADER,
+                frame: LARGEST_PACKET,
                 least_frame: 2048,
                 ack_after: 256 * 1024,
             },
         }
     }
 }
+
+/// What a TCP packet of the client's device carries at most: a longer frame would leave a packet of its few last bytes
+/// behind each full one.
+const LARGEST_PACKET: usize = 65_535 - 40;
