@@ -31,6 +31,7 @@ pub struct Wishes {
     pub document: Option<String>,
     pub agent_port: Option<u16>,
     pub ping_interval: Option<Duration>,
+    pub compress: Option<Compress>,
     pub profile: Option<String>,
     pub region: Option<String>,
 }
@@ -44,6 +45,16 @@ pub enum Via {
     Tag { key: String, value: String },
     /// A plain TCP connection to `addr` (`host:port`, IPv6 in brackets). Without a key file only on loopback.
     Tcp { addr: String, key_file: Option<PathBuf> },
+}
+
+/// Whether TCP connections are compressed on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compress {
+    /// Through SSM, which is slower than any compressing.
+    #[default]
+    Auto,
+    Off,
+    On,
 }
 
 /// One session, ready to be started.
@@ -69,6 +80,7 @@ pub struct Plan {
     pub agent_port: u16,
     /// `None`: what is best for the kind of lane.
     pub ping_interval: Option<Duration>,
+    pub compress: Compress,
     pub profile: Option<String>,
     pub region: Option<String>,
     /// What the user should know about how the wishes were read, a sentence each.
@@ -102,6 +114,7 @@ impl Plan {
             document: document(wishes.document)?,
             agent_port: agent_port(wishes.agent_port)?,
             ping_interval: ping_interval(wishes.ping_interval)?,
+            compress: wishes.compress.unwrap_or_default(),
             profile: wishes.profile,
             region: wishes.region,
             notes,
@@ -115,6 +128,14 @@ impl Plan {
     /// With IPv6 ranges, a unique-local /128 is added.
     pub fn local(&self, slot: u8) -> Vec<IpNet> {
         self.local_given.clone().unwrap_or_else(|| default_local(slot, self.wants_v6()))
+    }
+
+    /// Whether the agent is asked to compress.
+    pub fn wants_compression(&self) -> bool {
+        match (self.compress, &self.via) {
+            (Compress::On, _) | (Compress::Auto, Via::Instance(_) | Via::Tag { .. }) => true,
+            (Compress::Off, _) | (Compress::Auto, Via::Tcp { .. }) => false,
+        }
     }
 
     pub fn wants_v4(&self) -> bool {
@@ -279,6 +300,16 @@ mod tests {
             assert_eq!(error.exit, Exit::Usage);
             assert!(error.what.contains(expected), "{error:?}");
         }
+    }
+
+    #[test]
+    fn compression_is_for_ssm_unless_told_otherwise() {
+        let tcp =
+            || Wishes { instance: None, via: Some("tcp://127.0.0.1:742".into()), ..wishes(&["10.0.0.0/8"]) };
+        let wants = |wishes, compress| Plan::new(Wishes { compress, ..wishes }).unwrap().wants_compression();
+
+        assert!(wants(wishes(&["10.0.0.0/8"]), None) && !wants(tcp(), None));
+        assert!(wants(tcp(), Some(Compress::On)) && !wants(wishes(&["10.0.0.0/8"]), Some(Compress::Off)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent::engine::{Culprit, FlowReport, FlowState, Kill};
+use agent::engine::{Culprit, FlowReport, FlowState, Gain, Kill};
 use agent::wire::open::{Kind, Open, Refusal, Target};
 
 use crate::control;
@@ -15,6 +15,8 @@ pub fn row(report: &FlowReport) -> control::Flow {
         None => ("tcp", String::new()),
     };
     let figures = &report.figures;
+    let gain =
+        report.gain.unwrap_or(Gain { sent: report.sent, received: report.received, work: Duration::ZERO });
     let (ended_by, error) = end(report).map_or((None, None), |(who, how)| (Some(who), Some(how)));
     control::Flow {
         id: report.serial,
@@ -24,6 +26,9 @@ pub fn row(report: &FlowReport) -> control::Flow {
         state: state(report.state).to_owned(),
         bytes_tx: report.sent,
         bytes_rx: report.received,
+        wire_tx: gain.sent,
+        wire_rx: gain.received,
+        compress_ms: report.gain.map(|gain| milliseconds(gain.work)),
         packets_tx: figures.packets_from,
         packets_rx: figures.packets_to,
         retransmits_tx: figures.repeats_from,

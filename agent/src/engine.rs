@@ -9,8 +9,10 @@ mod asked;
 mod command;
 mod flow;
 mod flows;
+mod in_blocks;
 mod lanes;
 mod ledger;
+mod squeeze;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,8 @@ pub use flow::{Culprit, FlowReport, FlowState};
 use flows::Flows;
 use lanes::{Lanes, Loss};
 pub use ledger::{FlowPage, Ledger};
+pub use squeeze::Gain;
+use squeeze::Press;
 
 /// One trunk's engine.
 pub struct Engine<E> {
@@ -52,11 +56,14 @@ pub struct Engine<E> {
 }
 
 impl<E: LocalEnds> Engine<E> {
+    #[expect(clippy::disallowed_methods, reason = "the press only measures its own work with it")]
     pub fn new(config: Config, ends: E) -> Self {
+        let mut flows = Flows::new(ends);
+        flows.press = Press::new(Instant::now);
         Self {
             trunk: Trunk::new(TrunkConfig::new(config.role, config.entropy)),
             mux: Mux::new(MuxConfig::new(config.role)),
-            flows: Flows::new(ends),
+            flows,
             lanes: Lanes::default(),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             on_lane: config.on_lane,
@@ -214,7 +221,8 @@ impl<E: LocalEnds> Engine<E> {
     }
 
     fn attach(&mut self, attach: Attach, now: Instant) {
-        let Attach { lane, kind, hello, peer_received, io, leftover } = attach;
+        let Attach { lane, kind, hello, peer_received, in_blocks, io, leftover } = attach;
+        self.flows.in_blocks.get_or_insert(in_blocks);
         self.lose(lane, "another lane took its name".to_owned(), now);
         self.trunk.attach(lane, kind, hello, now);
         self.lanes.add(lane, io);

@@ -32,6 +32,7 @@ pub struct Flags {
     pub dial_timeout: Duration,
     pub max_flows: usize,
     pub dials_per_second: u32,
+    pub compress: bool,
     pub state_dir: Option<PathBuf>,
     pub log_level: Level,
 }
@@ -50,6 +51,7 @@ impl Default for Flags {
             dial_timeout: dial.timeout,
             max_flows: dial.max_flows,
             dials_per_second: dial.dials_per_second,
+            compress: true,
             state_dir: None,
             log_level: Level::Info,
         }
@@ -106,6 +108,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, S
                 if flags.dials_per_second == 0 {
                     return Err(wrong("at least one is needed"));
                 }
+            }
+            "--compress" => {
+                flags.compress = match value.as_str() {
+                    "auto" => true,
+                    "off" => false,
+                    _ => return Err(wrong("not auto or off")),
+                };
             }
             "--state-dir" => flags.state_dir = Some(value.into()),
             "--log-level" => {
@@ -172,6 +181,7 @@ const VALUED: &[&str] = &[
     "--dial-timeout",
     "--max-flows",
     "--dials-per-second",
+    "--compress",
     "--state-dir",
     "--log-level",
 ];
@@ -197,6 +207,7 @@ processes connect, which is how AWS's SSM agent comes.
   --dial-timeout TIME   how long a target may take to answer (default 10s)
   --max-flows N         flows at once (default 32768, less when the descriptor limit is lower)
   --dials-per-second N  flows that may begin in a second; more are refused (default 50000)
+  --compress auto|off   whether clients may have TCP flows compressed (default auto)
   --park TIME           how long flows wait for a client that is gone (default 8h)
   --state-dir DIR       where the agent's own key is kept (default $STATE_DIRECTORY, else
                         /var/lib/ssm-proxy-agent)
@@ -240,6 +251,7 @@ mod tests {
             park: Duration::from_secs(1800),
             dial_timeout: Duration::from_millis(500),
             max_flows: 99,
+            compress: false,
             dials_per_second: 500,
             state_dir: Some("/tmp/x".into()),
             log_level: Level::Debug,
@@ -247,7 +259,7 @@ mod tests {
         };
         let spaced = "--listen 10.0.0.5:7420 --listen [::1]:7420 --key-file /etc/key --allow 127.0.0.0/8 --allow ::1 \
                       --deny 10.9.0.0/16 --allow-uid 0 --allow-uid 1000 --park 30m --dial-timeout 500ms \
-                      --max-flows 99 --dials-per-second 500 --state-dir /tmp/x --log-level debug";
+                      --max-flows 99 --dials-per-second 500 --compress off --state-dir /tmp/x --log-level debug";
         assert_eq!(flags(spaced), expected);
         let mut joined = String::new();
         for (index, word) in spaced.split_whitespace().enumerate() {

@@ -54,6 +54,7 @@ fn serve(flags: Flags) -> Result<(), String> {
     let mut config = Config::new(own_key(flags.state_dir)?);
     config.psk = psk;
     config.admission = flags.admission;
+    config.compress = flags.compress;
     config.limits = Limits { park: flags.park, ..Limits::default() };
     config.dial = DialConfig {
         rules: Rules::new(flags.allow, flags.deny),

@@ -216,6 +216,7 @@ mod tests {
             ping_interval: Duration::ZERO,
             received: 0,
             live_lanes: Vec::new(),
+            wants_blocks: false,
             entropy: [number; 64],
             version: String::new(),
         });
@@ -223,6 +224,7 @@ mod tests {
             key: AgentKey::from_bytes([9; 32]),
             psk: None,
             max_lanes: 1,
+            takes_blocks: false,
             version: String::new(),
             nonce: [0; 32],
         });

@@ -51,6 +51,8 @@ pub struct Config {
     pub limits: Limits,
     /// The most lanes a trunk should have: each costs a worker of the SSM agent, about 25 MB.
     pub max_lanes: u16,
+    /// Whether clients may have TCP flows compressed.
+    pub compress: bool,
 }
 
 impl Config {
@@ -62,6 +64,7 @@ impl Config {
             dial: DialConfig::default(),
             limits: Limits::default(),
             max_lanes: 16,
+            compress: true,
         }
     }
 }
@@ -188,6 +191,7 @@ impl Shared {
             key: self.config.key.clone(),
             psk: self.config.psk.clone(),
             max_lanes: self.config.max_lanes,
+            takes_blocks: self.config.compress,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nonce: keys::random().map_err(io::Error::other)?,
         });
@@ -309,13 +313,14 @@ impl Shared {
         admitted: Admitted,
         engine: mpsc::Sender<Command>,
     ) -> Result<(), NoLane> {
-        let Admitted { lane, kind, received, mut live_lanes, hello, leftover, .. } = admitted;
+        let Admitted { lane, kind, received, in_blocks, mut live_lanes, hello, leftover, .. } = admitted;
         live_lanes.push(lane);
         let attach = Attach {
             lane,
             kind,
             hello,
             peer_received: Some(received),
+            in_blocks,
             io: Box::new(TcpLane::new(stream, kind)?),
             leftover,
         };

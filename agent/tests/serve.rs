@@ -325,6 +325,7 @@ impl Client {
             lane,
             kind: LaneKind::Tcp,
             hello: welcomed.hello,
+            in_blocks: false,
             peer_received: None,
             io: Box::new(TcpLane::new(stream, LaneKind::Tcp).unwrap()),
             leftover: welcomed.leftover,
@@ -374,6 +375,7 @@ fn params(lane: u64, ticket: Option<Ticket>) -> ClientParams {
         ping_interval: Duration::from_secs(1),
         received: 0,
         live_lanes: Vec::new(),
+        wants_blocks: false,
         entropy,
         version: "test".to_owned(),
     }

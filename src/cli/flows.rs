@@ -18,7 +18,8 @@ use crate::error::{Exit, UserError};
 #[derive(Debug, Args)]
 #[command(disable_help_subcommand = true)]
 #[command(after_help = "\
-TX is what the application sent, RX what it got. Flows that ended stay for a while.
+TX is what the application sent, RX what it got; GAIN tells how many times fewer bytes that was in the tunnel, and
+CPU the time it took to compress and restore them. Flows that ended stay for a while.
 
 Examples:
   ssm-proxy flows
@@ -279,6 +280,8 @@ const COLUMNS: &[Column] = &[
         when: When::Wide,
         text: |cell| format!("{} / {}", cell.flow.retransmits_tx, cell.flow.retransmits_rx),
     },
+    Column { heading: "GAIN", when: When::Wide, text: gain },
+    Column { heading: "CPU", when: When::Wide, text: |cell| milliseconds(cell.flow.compress_ms) },
     Column { heading: "ERROR", when: When::Wide, text: |cell| cell.flow.error.clone().unwrap_or_default() },
 ];
 
@@ -290,6 +293,17 @@ fn state(cell: &Cell<'_>) -> String {
         Some(who) => format!("{state}: {who}"),
         None => state.clone(),
     }
+}
+
+/// How many times fewer bytes went through the tunnel, each way.
+fn gain(cell: &Cell<'_>) -> String {
+    let flow = cell.flow;
+    if flow.compress_ms.is_none() {
+        return "-".to_owned();
+    }
+    let ratio = |bytes: u64, wire: u64| bytes as f64 / wire.max(1) as f64;
+    let one = |bytes, wire| if bytes == 0 { "-".to_owned() } else { format!("{:.1}x", ratio(bytes, wire)) };
+    format!("{} / {}", one(flow.bytes_tx, flow.wire_tx), one(flow.bytes_rx, flow.wire_rx))
 }
 
 fn bytes(count: Option<u64>) -> String {
@@ -377,8 +391,8 @@ ID  PROTO  SOURCE              TARGET         STATE            TX     RX  AGE
         assert_eq!(
             text,
             "\
-ID  PROTO  SOURCE              TARGET         STATE    TX     RX  AGE    DIAL   APP RTT  PACKETS  RETRANS  ERROR
-7   tcp    169.254.77.1:50000  10.0.1.5:5432  refused  1.5kB  0B  1m 3s  2.5ms  -        3 / 2    1 / 0    connection refused by the target"
+ID  PROTO  SOURCE              TARGET         STATE    TX     RX  AGE    DIAL   APP RTT  PACKETS  RETRANS  GAIN      CPU    ERROR
+7   tcp    169.254.77.1:50000  10.0.1.5:5432  refused  1.5kB  0B  1m 3s  2.5ms  -        3 / 2    1 / 0    3.0x / -  0.2ms  connection refused by the target"
         );
     }
 
@@ -453,6 +467,9 @@ ID  PROTO  SOURCE              TARGET         STATE    TX     RX  AGE    DIAL   
             state: "refused".to_owned(),
             bytes_tx: 1500,
             bytes_rx: 0,
+            wire_tx: 500,
+            wire_rx: 0,
+            compress_ms: Some(0.2),
             packets_tx: 3,
             packets_rx: 2,
             retransmits_tx: 1,

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::print::Printer;
 use super::{Global, log};
-use crate::config::{Plan, SessionName, Wishes, parse_duration};
+use crate::config::{Compress, Plan, SessionName, Wishes, parse_duration};
 use crate::error::{Exit, UserError};
 use crate::os::{descriptors, identity};
 use crate::session::{self, Progress, Ready};
@@ -83,6 +83,9 @@ pub(super) struct Up {
     agent_port: Option<u16>,
     #[arg(long, hide = true, value_parser = parse_duration, env = "SSM_PROXY_PING_INTERVAL", hide_env = true)]
     ping_interval: Option<Duration>,
+    /// Compress TCP connections where that pays; auto: through SSM, not over plain TCP [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum, env = "SSM_PROXY_COMPRESS", hide_env = true)]
+    compress: Option<Compress>,
 }
 
 impl Up {
@@ -115,6 +118,7 @@ impl Up {
             document: self.document,
             agent_port: self.agent_port,
             ping_interval: self.ping_interval,
+            compress: self.compress,
             profile: global.profile.clone(),
             region: global.region.clone(),
         }
@@ -321,6 +325,7 @@ mod tests {
             document: None,
             agent_port: None,
             ping_interval: None,
+            compress: None,
         }
     }
 }

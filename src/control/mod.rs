@@ -119,6 +119,11 @@ pub struct Flow {
     pub state: String,
     pub bytes_tx: u64,
     pub bytes_rx: u64,
+    /// What became of these bytes in the tunnel: fewer where they are compressed.
+    pub wire_tx: u64,
+    pub wire_rx: u64,
+    /// Processor time this end spent to compress and restore them; absent where compression is off.
+    pub compress_ms: Option<f64>,
     /// Packets between the application and us.
     pub packets_tx: u64,
     pub packets_rx: u64,

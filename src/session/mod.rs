@@ -146,6 +146,7 @@ impl Session<'_> {
             health: self.health.clone(),
             timeout: self.plan.timeout,
             ping_interval: self.plan.ping_interval.unwrap_or(engine::PING_INTERVAL),
+            compress: self.plan.wants_compression(),
             pinned: self
                 .known
                 .find(&way.place)

@@ -28,7 +28,8 @@ pub async fn greet(mut io: Box<dyn LaneIo>, params: ClientParams) -> Result<(Att
     let mut welcomed =
         poll_fn(|cx| poll_greet(cx, io.as_mut(), &mut handshake, &mut buffer, &mut record)).await?;
     let leftover = std::mem::take(&mut welcomed.leftover);
-    Ok((Attach { lane, kind, hello: welcomed.hello, peer_received: None, io, leftover }, welcomed))
+    let Welcomed { hello, in_blocks, .. } = welcomed;
+    Ok((Attach { lane, kind, hello, peer_received: None, in_blocks, io, leftover }, welcomed))
 }
 
 fn poll_greet(

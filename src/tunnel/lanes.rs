@@ -51,6 +51,8 @@ pub struct Lanes {
     /// Deadline for each step of opening a lane, and again for its greeting.
     pub timeout: Duration,
     pub ping_interval: Duration,
+    /// Compress TCP flows, if the agent allows it.
+    pub compress: bool,
     /// The agent's key as it was seen before.
     pub pinned: Option<PublicKey>,
     pub ticket: Option<Ticket>,
@@ -124,6 +126,7 @@ impl Lanes {
             ping_interval: self.ping_interval,
             received,
             live_lanes: self.health.read().lanes.iter().map(|facts| facts.lane).collect(),
+            wants_blocks: self.compress,
             entropy: engine::random(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };

@@ -53,6 +53,8 @@ pub struct Attach {
     pub hello: [u8; 32],
     /// How much of our stream the peer's hello says it has.
     pub peer_received: Option<u64>,
+    /// What the hello says of TCP flows; the trunk's first lane decides.
+    pub in_blocks: bool,
     pub io: Box<dyn LaneIo>,
     /// Bytes that came behind the hello or the welcome.
     pub leftover: Vec<u8>,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::squeeze::{Blocks, Gain};
 use crate::local_end::{EndFigures, EndId};
 use crate::wire::mux::StreamId;
 use crate::wire::open::{Kind, Open, Refusal};
@@ -53,6 +54,8 @@ pub struct FlowReport {
     pub figures: EndFigures,
     /// Set when the state is `Reset`, and for refusals that are not the far side's.
     pub culprit: Option<Culprit>,
+    /// Set where the bytes lie in blocks.
+    pub gain: Option<Gain>,
 }
 
 /// A flow lives as long as it has a stream or a local end.
@@ -78,6 +81,8 @@ pub(super) struct Flow {
     /// The local end's last figures, once it is gone.
     pub(super) figures: EndFigures,
     pub(super) culprit: Option<Culprit>,
+    /// Set where the bytes lie in blocks, from when the flow is connected.
+    pub(super) blocks: Option<Box<Blocks>>,
 }
 
 impl Flow {
@@ -99,6 +104,7 @@ impl Flow {
             dialled: None,
             figures: EndFigures::default(),
             culprit: None,
+            blocks: None,
         }
     }
 
@@ -147,6 +153,7 @@ impl Flow {
             dial: self.dialled,
             figures: self.figures,
             culprit: self.culprit,
+            gain: self.blocks.as_ref().map(|blocks| blocks.gain),
         }
     }
 

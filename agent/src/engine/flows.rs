@@ -12,8 +12,10 @@ use std::time::Instant;
 use super::command::Remains;
 use super::flow::{Culprit, Flow, FlowState};
 use super::ledger::{Ledger, RECENT};
+use super::squeeze::Press;
 use super::streams::View;
 use crate::local_end::{EndEvent, EndId, LocalEnds};
+use crate::wire::blocks::BLOCK;
 use crate::wire::mux::{Mux, MuxFull, StreamId, Token};
 use crate::wire::open::{Answer, Open, Refusal};
 
@@ -41,6 +43,9 @@ pub(super) struct Flows<E> {
     flow_by_end: Vec<Option<Token>>,
     errands: Vec<Errand>,
     pub(super) ledger: Ledger,
+    pub(super) press: Press,
+    /// Whether the bytes of TCP flows lie in blocks, once the first lane has told.
+    pub(super) in_blocks: Option<bool>,
     /// No stream can be opened on this trunk any more.
     spent: bool,
 }
@@ -54,6 +59,8 @@ impl<E: LocalEnds> Flows<E> {
             flow_by_end: Vec::new(),
             errands: Vec::new(),
             ledger: Ledger::default(),
+            press: Press::default(),
+            in_blocks: None,
             spent: false,
         }
     }
@@ -122,7 +129,10 @@ impl<E: LocalEnds> Flows<E> {
             (FlowState::Open | FlowState::Closing, None) => 0,
             (FlowState::Closed | FlowState::Refused(_) | FlowState::Reset, _) => 0,
         };
-        room.saturating_sub(flow.held.len())
+        match &flow.blocks {
+            None => room.saturating_sub(flow.held.len()),
+            Some(blocks) => blocks.room(room, flow.held.len()),
+        }
     }
 
     fn want(&mut self, end: EndId, source: SocketAddr, open: Open, mux: &mut Mux, now: Instant) {
@@ -156,7 +166,9 @@ impl<E: LocalEnds> Flows<E> {
         flow.state = if flow.far_finished { FlowState::Closing } else { FlowState::Open };
         flow.dialled = Some(now.saturating_duration_since(flow.began));
         self.errand(token, Task::Ready);
-        self.flush(token, now);
+        if self.begin_blocks(token, now) {
+            self.flush(token, now);
+        }
     }
 
     /// Gives the local end what is held, as far as it has room, and the far side's finish behind that.
@@ -171,9 +183,14 @@ impl<E: LocalEnds> Flows<E> {
         }
         if flow.held.is_empty() {
             flow.held = Vec::new();
-            if std::mem::take(&mut flow.finish_due) {
-                ends.finish(end, now);
-            }
+        }
+        if flow.blocks.is_some() && !self.go_on(token, now) {
+            return;
+        }
+        let Self { slots, ends, .. } = self;
+        let Some(flow) = slots.get_mut(token.0 as usize).and_then(Option::as_mut) else { return };
+        if flow.held.is_empty() && std::mem::take(&mut flow.finish_due) {
+            ends.finish(end, now);
         }
         self.errand(token, Task::Room);
     }
@@ -297,6 +314,12 @@ impl<E: LocalEnds> Flows<E> {
     fn free_slot(&mut self, token: Token) -> Option<Flow> {
         let flow = self.slots.get_mut(token.0 as usize)?.take()?;
         self.free.push(token.0);
+        if let Some(blocks) = &flow.blocks {
+            self.press.let_go(blocks);
+        }
+        if self.open() == 0 {
+            self.press.rest();
+        }
         Some(flow)
     }
 
@@ -356,6 +379,9 @@ impl<E: LocalEnds> Flows<E> {
     #[doc(hidden)]
     pub(super) fn check_invariants(&self, mux: &Mux) {
         assert!(self.errands.is_empty(), "an errand was left");
+        let blocks = || self.slots.iter().flatten().filter_map(|flow| flow.blocks.as_ref());
+        assert_eq!(self.press.stored, blocks().map(|blocks| blocks.stored).sum::<usize>());
+        assert_eq!(self.press.waiting, blocks().map(|blocks| blocks.out.waiting()).sum::<usize>());
         assert!(self.ledger.recent().len() <= RECENT);
         assert_eq!(self.slots.iter().flatten().count(), self.open(), "a slot is lost");
         let ended = self.flow_by_end.iter().flatten().count();
@@ -369,7 +395,8 @@ impl<E: LocalEnds> Flows<E> {
             };
             assert!(flow.stream.is_some() || flow.end.is_some(), "slot {index} is never freed");
             assert!(flow.end.is_none_or(|end| self.token_of(end) == Some(Token(index as u32))));
-            assert!(flow.held.len() <= EARLY, "{} bytes held", flow.held.len());
+            let most = if flow.blocks.is_some() { BLOCK } else { EARLY };
+            assert!(flow.held.len() <= most, "{} bytes held", flow.held.len());
         }
     }
 }

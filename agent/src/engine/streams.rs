@@ -22,7 +22,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
     }
 
     fn pull(&mut self, token: Token, buf: &mut [u8]) -> usize {
-        let Flows { slots, ends, ledger, .. } = &mut *self.flows;
+        let Flows { slots, ends, ledger, press, .. } = &mut *self.flows;
         let Some(flow) = slots.get_mut(token.0 as usize).and_then(Option::as_mut) else { return 0 };
         if !flow.preface.is_empty() {
             let count = flow.preface.len().min(buf.len());
@@ -33,11 +33,21 @@ impl<E: LocalEnds> Streams for View<'_, E> {
             }
             return count;
         }
-        let Some(end) = flow.end.filter(|_| flow.may_send()) else { return 0 };
-        let read = ends.read(end, buf, self.now);
-        flow.sent += read as u64;
-        ledger.tally.bytes_sent += read as u64;
-        read
+        if !flow.may_send() {
+            return 0;
+        }
+        let mut read = |buf: &mut [u8]| {
+            // An end that is gone has been read to its last byte, which may wait in a block.
+            let Some(end) = flow.end else { return 0 };
+            let read = ends.read(end, buf, self.now);
+            flow.sent += read as u64;
+            ledger.tally.bytes_sent += read as u64;
+            read
+        };
+        match &mut flow.blocks {
+            None => read(buf),
+            Some(blocks) => blocks.pull(buf, press, read),
+        }
     }
 
     fn push(&mut self, token: Token, bytes: &[u8]) {
@@ -58,6 +68,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
         match flow.state {
             FlowState::Dialling => flow.finish_due = true,
             FlowState::Opening | FlowState::Greeting => self.broken(token),
+            FlowState::Open | FlowState::Closing if flow.is_cut() => self.broken(token),
             FlowState::Open | FlowState::Closing => {
                 flow.state = FlowState::Closing;
                 flow.finish_due = !flow.held.is_empty();
@@ -97,6 +108,9 @@ impl<E: LocalEnds> View<'_, E> {
     fn deliver(&mut self, token: Token, bytes: &[u8]) {
         let Flows { slots, ends, ledger, .. } = &mut *self.flows;
         let Some(flow) = slots.get_mut(token.0 as usize).and_then(Option::as_mut) else { return };
+        if flow.blocks.is_some() {
+            return self.deliver_blocks(token, bytes);
+        }
         flow.received += bytes.len() as u64;
         ledger.tally.bytes_received += bytes.len() as u64;
         let Some(end) = flow.end else { return };
@@ -127,7 +141,9 @@ impl<E: LocalEnds> View<'_, E> {
                 flow.dialled = Some(now.saturating_duration_since(flow.began));
                 self.flows.ends.accept(end, local, remote, now);
                 self.flows.errand(token, Task::Ready);
-                self.deliver(token, &rest);
+                if self.flows.begin_blocks(token, now) {
+                    self.deliver(token, &rest);
+                }
             }
             Answer::Refused(refusal) => {
                 flow.state = FlowState::Refused(refusal);
@@ -164,8 +180,15 @@ impl<E: LocalEnds> View<'_, E> {
         }
     }
 
-    /// The far side said something no flow begins with: both sides of this flow are reset.
-    fn broken(&mut self, token: Token) {
+    fn deliver_blocks(&mut self, token: Token, bytes: &[u8]) {
+        match self.flows.take_blocks(token, bytes, self.now) {
+            Ok(()) => self.flows.errand(token, Task::Room),
+            Err(_unusable) => self.broken(token),
+        }
+    }
+
+    /// The far side said something no flow carries: both sides of this flow are reset.
+    pub(super) fn broken(&mut self, token: Token) {
         let Some(flow) = self.flows.slot_mut(token) else { return };
         let opening = flow.state == FlowState::Opening;
         flow.blame(Culprit::FarEngine);

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod accounts;
+mod blocks;
 mod datagrams;
 mod link;
 mod script;
@@ -79,8 +80,9 @@ proptest! {
         delay in 0u64..40_000,
         capacity in prop::sample::select(&[100usize, 5_000, 300_000][..]),
         record in prop::sample::select(&[300usize, 8_192, 140_000][..]),
+        in_blocks in any::<bool>(),
     ) {
-        World::run(Setting { seed, flows, lanes, cuts, silent, repeats, kind, delay, capacity, record });
+        World::run(Setting { seed, flows, lanes, cuts, silent, repeats, kind, delay, capacity, record, in_blocks });
     }
 }
 
@@ -184,6 +186,7 @@ struct Setting {
     delay: u64,
     capacity: usize,
     record: usize,
+    in_blocks: bool,
 }
 
 impl Default for Setting {
@@ -199,6 +202,7 @@ impl Default for Setting {
             delay: 500,
             capacity: 100_000,
             record: 8_192,
+            in_blocks: false,
         }
     }
 }
@@ -431,6 +435,7 @@ impl World {
         self.links.push(link.clone());
         let attach = |side, peer_received| {
             Command::Attach(Attach {
+                in_blocks: self.setting.in_blocks,
                 lane: LaneId(id),
                 kind,
                 hello: [id as u8; 32],

@@ -12,7 +12,7 @@
 //! | 4 | `SSMP` |
 //! | 2 | protocol version |
 //! | 1 + n | length and text of the agent's version |
-//! | 1 | flags: 1 = a shared key is required |
+//! | 1 | flags: 1 = a shared key is required, 2 = TCP flows may lie in blocks ([`blocks`](super::blocks)) |
 //! | 2 | the most lanes a trunk may have |
 //! | 32 | nonce |
 //! | 32 | the agent's public key (X25519) |
@@ -23,7 +23,7 @@
 //! |---|---|
 //! | 2 | protocol version |
 //! | 1 + n | length and text of the client's version |
-//! | 1 | flags: 1 = resume only, 0 = create the trunk, or resume it when it is there already |
+//! | 1 | flags: 1 = resume only, else create the trunk, or resume it when it is there already; 2 = TCP flows of this trunk lie in blocks, only where the greeting says that they may |
 //! | 16 | trunk id |
 //! | 8 | lane id |
 //! | 1 | lane kind: 1 SSM, 2 TCP |
@@ -289,8 +289,13 @@ mod tests {
 
     #[test]
     fn versions_that_differ_are_named() {
-        let greeting =
-            Greeting { key_required: false, max_lanes: 1, nonce: [0; 32], key: PublicKey([1; 32]) };
+        let greeting = Greeting {
+            key_required: false,
+            takes_blocks: false,
+            max_lanes: 1,
+            nonce: [0; 32],
+            key: PublicKey([1; 32]),
+        };
         let mut body = greeting.encode(&Speaker { protocol: 2, version: "0.9.0".into() });
         body.truncate(20);
         let mut record = Vec::new();
@@ -415,6 +420,7 @@ mod tests {
             received: 77,
             live_lanes: vec![LaneId(3), LaneId(4)],
             entropy: [7; 64],
+            wants_blocks: true,
             version: "0.3.0".into(),
         }
     }
@@ -424,6 +430,7 @@ mod tests {
             key: AgentKey::from_bytes([1; 32]),
             psk: None,
             max_lanes: 8,
+            takes_blocks: true,
             version: "0.4.0".into(),
             nonce: [2; 32],
         }

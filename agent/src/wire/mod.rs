@@ -2,9 +2,10 @@
 //!
 //! A lane carries frames ([`trunk::segment`]): first the greeting and the hello ([`hello`]), then the
 //! frames of the trunk ([`trunk`]). The trunk's byte stream carries yamux frames ([`mux`]); each stream
-//! begins with an open message and its answer ([`open`]); then come the bytes of a TCP connection, or
-//! messages ([`datagram`]).
+//! begins with an open message and its answer ([`open`]); then come the bytes of a TCP connection, as they
+//! are or in blocks ([`blocks`]), or messages ([`datagram`]).
 
+pub mod blocks;
 pub mod datagram;
 pub mod hello;
 pub mod mux;

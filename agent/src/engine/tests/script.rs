@@ -94,6 +94,14 @@ impl Plan {
 
 /// The byte that `side` of `flow` sends at `offset`.
 fn byte(flow: u32, side: usize, offset: usize) -> u8 {
+    if flow % 3 == 2 {
+        // Nothing that could be packed.
+        return (offset as u64 + 1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29)
+            .wrapping_mul(0xbf58_476d_1ce4_e5b9)
+            .to_be_bytes()[1];
+    }
     (offset * 31 + offset / 256 + flow as usize * 7 + side * 101) as u8
 }
 
@@ -188,6 +196,14 @@ impl Script {
             self.end(end).readable_told = true;
             self.tell(EndEvent::Readable { end });
         }
+    }
+
+    /// All ends go on, after a stall.
+    pub(super) fn wake_all(&mut self) {
+        let open = |end: &Option<End>| end.as_ref().is_some_and(|end| end.state == State::Open);
+        let ends: Vec<_> =
+            (0..).zip(&self.slots).filter(|(_, end)| open(end)).map(|(at, _)| EndId(at)).collect();
+        ends.into_iter().for_each(|end| self.arm(end));
     }
 
     pub(super) fn len(&self) -> usize {

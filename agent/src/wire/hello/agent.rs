@@ -15,6 +15,8 @@ pub struct AgentParams {
     pub key: AgentKey,
     pub psk: Option<Psk>,
     pub max_lanes: u16,
+    /// Whether the client may have TCP flows in blocks.
+    pub takes_blocks: bool,
     pub version: String,
     /// Fresh for each lane.
     pub nonce: [u8; 32],
@@ -41,6 +43,8 @@ pub struct Admitted {
     pub ping_interval: Duration,
     /// For [`Trunk::peer_received`](crate::wire::trunk::Trunk::peer_received).
     pub received: u64,
+    /// Whether TCP flows of the trunk lie in blocks.
+    pub in_blocks: bool,
     pub live_lanes: Vec<LaneId>,
     /// Digest of the hello, for [`Trunk::attach`](crate::wire::trunk::Trunk::attach).
     pub hello: [u8; 32],
@@ -53,6 +57,7 @@ impl AgentHandshake {
     pub fn new(params: AgentParams) -> Self {
         let greeting = Greeting {
             key_required: params.psk.is_some(),
+            takes_blocks: params.takes_blocks,
             max_lanes: params.max_lanes,
             nonce: params.nonce,
             key: params.key.public(),
@@ -135,6 +140,9 @@ impl AgentHandshake {
             });
         }
         let hello = Hello::decode(fields).ok_or_else(malformed)?;
+        if hello.in_blocks && !self.params.takes_blocks {
+            return Err(HelloError::Malformed("the hello, which wants blocks though they were not offered"));
+        }
         let stored = known(&hello.id);
         let (secret, resumed) = if hello.resume {
             (stored.ok_or(HelloError::UnknownTrunk)?, true)
@@ -163,6 +171,7 @@ impl AgentHandshake {
             kind: hello.kind,
             ping_interval: hello.ping_interval,
             received: hello.received,
+            in_blocks: hello.in_blocks,
             live_lanes: hello.live_lanes,
             hello: digest(body),
             client_version: client.version,

@@ -25,6 +25,8 @@ pub struct ClientParams {
     pub received: u64,
     /// The other lanes of the trunk that live; the agent closes those not named.
     pub live_lanes: Vec<LaneId>,
+    /// Whether TCP flows shall lie in blocks, if the agent takes that; the same for all lanes of a trunk.
+    pub wants_blocks: bool,
     /// Fresh for each handshake. A create that got no answer may be tried again with the same entropy and
     /// another lane: it finds the trunk if the agent made it.
     pub entropy: [u8; 64],
@@ -46,6 +48,7 @@ enum ClientState {
         hello: Vec<u8>,
         agent: Speaker,
         max_lanes: u16,
+        in_blocks: bool,
         key: PublicKey,
         ticket: Ticket,
     },
@@ -61,6 +64,8 @@ pub struct Welcomed {
     /// Digest of the hello, for [`Trunk::attach`](crate::wire::trunk::Trunk::attach).
     pub hello: [u8; 32],
     pub max_lanes: u16,
+    /// Whether TCP flows of the trunk lie in blocks.
+    pub in_blocks: bool,
     /// Bytes behind the welcome, for the trunk.
     pub leftover: Vec<u8>,
 }
@@ -94,28 +99,36 @@ impl ClientHandshake {
             self.state = match (state, message) {
                 (_, Message::Deny(reason, text)) => return Err(HelloError::Denied { reason, text }),
                 (ClientState::AwaitGreeting, Message::Greeting(body)) => self.greeted(body)?,
-                (ClientState::AwaitWelcome { greeting, hello, agent, max_lanes, key, ticket }, message) => {
-                    match message {
-                        Message::Welcome(body) => {
-                            let resumed = welcomed(&ticket, &greeting, &hello, &body)?;
-                            return Ok(Some(Welcomed {
-                                ticket,
-                                resumed,
-                                agent_version: agent.version,
-                                agent_key: key,
-                                hello: digest(&hello),
-                                max_lanes,
-                                leftover: input.to_vec(),
-                            }));
-                        }
-                        Message::Greeting(body) if body == greeting => {
-                            ClientState::AwaitWelcome { greeting, hello, agent, max_lanes, key, ticket }
-                        }
-                        Message::Greeting(_) | Message::Hello(_) | Message::Deny(..) => {
-                            return Err(HelloError::Malformed("another greeting instead of a welcome"));
-                        }
+                (
+                    ClientState::AwaitWelcome { greeting, hello, agent, max_lanes, in_blocks, key, ticket },
+                    message,
+                ) => match message {
+                    Message::Welcome(body) => {
+                        let resumed = welcomed(&ticket, &greeting, &hello, &body)?;
+                        return Ok(Some(Welcomed {
+                            ticket,
+                            resumed,
+                            agent_version: agent.version,
+                            agent_key: key,
+                            hello: digest(&hello),
+                            max_lanes,
+                            in_blocks,
+                            leftover: input.to_vec(),
+                        }));
                     }
-                }
+                    Message::Greeting(body) if body == greeting => ClientState::AwaitWelcome {
+                        greeting,
+                        hello,
+                        agent,
+                        max_lanes,
+                        in_blocks,
+                        key,
+                        ticket,
+                    },
+                    Message::Greeting(_) | Message::Hello(_) | Message::Deny(..) => {
+                        return Err(HelloError::Malformed("another greeting instead of a welcome"));
+                    }
+                },
                 (ClientState::AwaitGreeting, Message::Hello(_) | Message::Welcome(_)) => {
                     return Err(HelloError::Malformed("no greeting at the start"));
                 }
@@ -132,7 +145,7 @@ impl ClientHandshake {
         if agent.protocol != VERSION {
             return Err(HelloError::AgentVersion { protocol: agent.protocol, version: agent.version });
         }
-        let Greeting { key_required, max_lanes, key, nonce: _ } =
+        let Greeting { key_required, takes_blocks, max_lanes, key, nonce: _ } =
             Greeting::decode(fields).ok_or(HelloError::Malformed("the greeting"))?;
         match (key_required, &self.params.psk) {
             (true, None) => return Err(HelloError::KeyRequired),
@@ -142,14 +155,20 @@ impl ClientHandshake {
         if let Some(expected) = self.params.pinned.filter(|expected| *expected != key) {
             return Err(HelloError::KeyChanged { expected, got: key });
         }
-        let (ticket, hello) = self.hello(&greeting, &key)?;
+        let in_blocks = takes_blocks && self.params.wants_blocks;
+        let (ticket, hello) = self.hello(&greeting, &key, in_blocks)?;
         let mut record = Vec::new();
         Frame::Hello(&hello).encode(&mut record);
         self.transmit = Some(record);
-        Ok(ClientState::AwaitWelcome { greeting, hello, agent, max_lanes, key, ticket })
+        Ok(ClientState::AwaitWelcome { greeting, hello, agent, max_lanes, in_blocks, key, ticket })
     }
 
-    fn hello(&mut self, greeting: &[u8], agent: &PublicKey) -> Result<(Ticket, Vec<u8>), HelloError> {
+    fn hello(
+        &mut self,
+        greeting: &[u8],
+        agent: &PublicKey,
+        in_blocks: bool,
+    ) -> Result<(Ticket, Vec<u8>), HelloError> {
         let params = &mut self.params;
         let [mut seed, key_seed] = halves(&params.entropy);
         let mut id = [0; 16];
@@ -169,6 +188,7 @@ impl ClientHandshake {
         erase(&mut params.entropy);
         let hello = Hello {
             resume,
+            in_blocks,
             id: ticket.id,
             lane: params.lane,
             kind: params.kind,

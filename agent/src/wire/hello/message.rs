@@ -13,6 +13,7 @@ pub(super) const PROOF: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Greeting {
     pub(super) key_required: bool,
+    pub(super) takes_blocks: bool,
     pub(super) max_lanes: u16,
     pub(super) nonce: [u8; 32],
     pub(super) key: PublicKey,
@@ -21,6 +22,7 @@ pub(super) struct Greeting {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     pub(super) resume: bool,
+    pub(super) in_blocks: bool,
     pub(super) id: TrunkId,
     pub(super) lane: LaneId,
     pub(super) kind: LaneKind,
@@ -60,7 +62,7 @@ impl Greeting {
     pub(super) fn encode(&self, speaker: &Speaker) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         speaker.encode(&mut out);
-        out.push(u8::from(self.key_required));
+        out.push(u8::from(self.key_required) | u8::from(self.takes_blocks) << 1);
         out.extend_from_slice(&self.max_lanes.to_be_bytes());
         out.extend_from_slice(&self.nonce);
         out.extend_from_slice(&self.key.0);
@@ -77,11 +79,12 @@ impl Greeting {
         let flags = fields.u8()?;
         let greeting = Self {
             key_required: flags & 1 != 0,
+            takes_blocks: flags & 2 != 0,
             max_lanes: fields.u16()?,
             nonce: fields.array()?,
             key: PublicKey(fields.array()?),
         };
-        (flags <= 1 && fields.0.is_empty()).then_some(greeting)
+        (flags <= 3 && fields.0.is_empty()).then_some(greeting)
     }
 }
 
@@ -90,7 +93,7 @@ impl Hello {
     pub(super) fn encode(&self, speaker: &Speaker) -> Vec<u8> {
         let mut out = Vec::new();
         speaker.encode(&mut out);
-        out.push(u8::from(self.resume));
+        out.push(u8::from(self.resume) | u8::from(self.in_blocks) << 1);
         out.extend_from_slice(&self.id.0);
         out.extend_from_slice(&self.lane.0.to_be_bytes());
         out.push(match self.kind {
@@ -118,6 +121,7 @@ impl Hello {
         let flags = fields.u8()?;
         let hello = Self {
             resume: flags & 1 != 0,
+            in_blocks: flags & 2 != 0,
             id: TrunkId(fields.array()?),
             lane: LaneId(fields.u64()?),
             kind: match fields.u8()? {
@@ -131,7 +135,7 @@ impl Hello {
             key: PublicKey(fields.array()?),
             live_lanes: live_lanes(&mut fields)?,
         };
-        (flags <= 1 && fields.0.is_empty()).then_some(hello)
+        (flags <= 3 && fields.0.is_empty()).then_some(hello)
     }
 }
 
@@ -186,9 +190,14 @@ mod tests {
     #[test]
     fn greeting_of_the_doc_decodes() {
         let speaker = Speaker { protocol: 1, version: "0.1.0".into() };
-        let greeting =
-            Greeting { key_required: true, max_lanes: 8, nonce: [0xaa; 32], key: PublicKey([0xbb; 32]) };
-        let mut wire = b"SSMP\x00\x01\x050.1.0\x01\x00\x08".to_vec();
+        let greeting = Greeting {
+            key_required: true,
+            takes_blocks: true,
+            max_lanes: 8,
+            nonce: [0xaa; 32],
+            key: PublicKey([0xbb; 32]),
+        };
+        let mut wire = b"SSMP\x00\x01\x050.1.0\x03\x00\x08".to_vec();
         wire.extend([0xaa; 32]);
         wire.extend([0xbb; 32]);
 
@@ -201,7 +210,7 @@ mod tests {
     #[test]
     fn hello_of_the_doc_decodes() {
         let speaker = Speaker { protocol: 1, version: "0.1.0".into() };
-        let mut wire = b"\x00\x01\x050.1.0\x00".to_vec();
+        let mut wire = b"\x00\x01\x050.1.0\x02".to_vec();
         wire.extend([0x11; 16]);
         wire.extend(b"\0\0\0\0\0\0\0\x09\x01\x00\x00\x3a\x98\0\0\0\0\0\0\x01\x00");
         wire.extend([0x22; 32]);
@@ -249,6 +258,7 @@ mod tests {
     fn hello() -> Hello {
         Hello {
             resume: false,
+            in_blocks: true,
             id: TrunkId([0x11; 16]),
             lane: LaneId(9),
             kind: LaneKind::Ssm,
