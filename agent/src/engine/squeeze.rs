@@ -374,6 +374,20 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_keeps_little_and_the_contexts_are_small() {
+        assert!(size_of::<Blocks>() <= 144, "{} bytes for each flow", size_of::<Blocks>());
+        let (mut press, mut blocks, mut got) = (Press::default(), Blocks::default(), Vec::new());
+        let mut source = bytes(1, 1 << 20, 0);
+        while let Some(piece) = pull(&mut blocks, &mut press, &mut source, 5_000) {
+            push(&mut blocks, &mut press, &piece, &mut got).unwrap();
+        }
+        let tools = press.tools.as_ref().unwrap();
+        let size = tools.packer.sizeof() + tools.unpacker.sizeof() + 2 * BLOCK;
+        assert!(size < 600_000, "{size} bytes for each engine");
+        assert_eq!(blocks.out.block.capacity() + blocks.back.wire.capacity(), 0);
+    }
+
+    #[test]
     fn bytes_are_not_packed_ahead_of_credit_without_bound() {
         let mut press = Press { waiting: MOST_WAITING, ..Press::default() };
         let mut blocks = Blocks::default();

@@ -100,6 +100,37 @@ fn a_finish_within_a_packed_block_resets_the_flow() {
     assert_eq!(world.sides[1].engine().flows.press.stored, 0);
 }
 
+/// Beside a flow that fills the lane with packed blocks.
+#[test]
+fn a_few_bytes_arrive_as_soon_as_without_blocks() {
+    let arrival = |in_blocks| {
+        let mut world = World::new(Setting {
+            flows: 0,
+            in_blocks,
+            capacity: 20_000,
+            delay: 20_000,
+            ..Setting::default()
+        });
+        let bulk = Plan { bytes: [8 << 20, 0], ..Plan::plain() };
+        world.stage.borrow_mut().plans =
+            vec![bulk, Plan { bytes: [5, 0], waits: [true; 2], ..Plan::plain() }];
+        world.stage.borrow_mut().logs = vec![Default::default(); 2];
+        world.sides[0].engine_mut().flows.ends.want(0);
+        world.run_for(Duration::from_secs(1));
+        world.sides[0].engine_mut().flows.ends.want(1);
+        let began = world.clock.get();
+        while world.stage.borrow().logs[1][1].received < 5 {
+            world.step(began + Duration::from_secs(5));
+        }
+        assert_eq!(world.stage.borrow().logs[0][0].over, None, "the lane is still busy");
+        world.clock.get() - began
+    };
+
+    let (plain, packed) = (arrival(false), arrival(true));
+
+    assert!(packed < plain + Duration::from_millis(5), "{plain:?} became {packed:?}");
+}
+
 fn gains(world: &World) -> [Gain; 2] {
     world.sides.each_ref().map(|side| {
         let page = side.engine().flows.page(0, world.clock.get());
