@@ -20,8 +20,7 @@ fn text_comes_at_three_times_the_rate_of_the_lane_and_noise_no_slower() -> Resul
         return Ok(());
     }
     let world = Vpc::new(&[])?;
-    let kinds: [(&str, fn(usize) -> Vec<u8>); 4] =
-        [("log", log), ("csv", csv), ("sql", sql), ("noise", |length| noise(length, 9))];
+    let kinds: [Sort; 4] = [("log", log), ("csv", csv), ("sql", sql), ("noise", |length| noise(length, 9))];
     let plain = Rates::of(&world, "off", &kinds, 2_000_000)?;
     let packed = Rates::of(&world, "auto", &kinds, 6_000_000)?;
     println!("MB/s {:.2?} -> {:.2?}", plain.rates, packed.rates);
@@ -57,6 +56,9 @@ fn an_agent_that_forbids_it_gets_plain_flows() -> Result<()> {
     Ok(())
 }
 
+/// The name of what is downloaded, and what makes so many bytes of it.
+type Sort = (&'static str, fn(usize) -> Vec<u8>);
+
 /// How downloads of each kind went in one session.
 struct Rates {
     /// MB/s
@@ -67,12 +69,7 @@ struct Rates {
 }
 
 impl Rates {
-    fn of(
-        world: &Vpc,
-        compress: &str,
-        kinds: &[(&str, fn(usize) -> Vec<u8>)],
-        length: usize,
-    ) -> Result<Self> {
+    fn of(world: &Vpc, compress: &str, kinds: &[Sort], length: usize) -> Result<Self> {
         let simulator = world.simulator(ssm::Config::default())?;
         let mut client = world.up(&simulator.env(), &["--instance", INSTANCE, "--compress", compress])?;
         let (mut rates, mut noise_cpu) = (Vec::new(), 0.0);
