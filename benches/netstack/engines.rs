@@ -130,6 +130,7 @@ fn start<E: LocalEnds + 'static>(role: Role, ends: E, io: Box<dyn LaneIo>) -> mp
     let on_lane = Box::new(|_| {});
     let config = Config { role, ping_interval: Duration::from_secs(20), entropy: 7, on_lane };
     let attach = Attach {
+        in_blocks: false,
         lane: LaneId(1),
         kind: LaneKind::Tcp,
         hello: [0; 32],
