@@ -537,7 +537,8 @@ mod tests {
             assert_eq!(Packet::parse(&bytes, true).unwrap_err(), DropReason::Source, "{address}");
             let mut bytes = v6(UDP, &[0; 8]);
             bytes[24..40].copy_from_slice(&address.octets());
-            assert_eq!(Packet::parse(&bytes, true).unwrap_err(), DropReason::Target, "{address}");
+            let reason = if address.is_multicast() { DropReason::Multicast } else { DropReason::Target };
+            assert_eq!(Packet::parse(&bytes, true).unwrap_err(), reason, "{address}");
         }
     }
 

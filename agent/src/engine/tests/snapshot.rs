@@ -7,9 +7,8 @@ use super::*;
 #[test]
 fn bulk_takes_as_many_turns_as_it_did() {
     let counted = TURNS_OF_BULK.map(|(bytes, _)| (bytes, turns_of(bytes)));
-    let close = |(old, new): (&([usize; 2], u64), &([usize; 2], u64))| new.1.abs_diff(old.1) * 50 <= old.1;
     assert!(
-        TURNS_OF_BULK.iter().zip(&counted).all(close),
+        TURNS_OF_BULK.iter().zip(&counted).all(|(old, new)| new.1.abs_diff(old.1) * 50 <= old.1),
         "counted {counted:?}, committed {TURNS_OF_BULK:?}: more is a regression unless the change is worth it, fewer \
          is progress; if it is meant, commit the counted numbers as TURNS_OF_BULK"
     );
