@@ -1,5 +1,6 @@
 //! Pure: what `up` was asked for, checked and made into one [`Plan`].
 
+mod lanes;
 mod networks;
 mod values;
 
@@ -11,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::error::{Exit, UserError};
 
+pub use lanes::{Keepalive, LaneCount, LanePlan, MOST_AUTO};
 pub(crate) use networks::overlap;
 pub use values::{SessionName, parse_duration};
 
@@ -32,6 +34,14 @@ pub struct Wishes {
     pub agent_port: Option<u16>,
     pub ping_interval: Option<Duration>,
     pub compress: Option<Compress>,
+    pub lanes: Option<LaneCount>,
+    pub keepalive: Option<Keepalive>,
+    pub lazy: bool,
+    pub idle_timeout: Option<Duration>,
+    pub auto_reconnect: Option<bool>,
+    pub reconnect_delay: Option<Duration>,
+    pub max_retries: Option<u32>,
+    pub max_session_duration: Option<Duration>,
     pub profile: Option<String>,
     pub region: Option<String>,
 }
@@ -81,6 +91,7 @@ pub struct Plan {
     /// `None`: what is best for the kind of lane.
     pub ping_interval: Option<Duration>,
     pub compress: Compress,
+    pub lanes: LanePlan,
     pub profile: Option<String>,
     pub region: Option<String>,
     /// What the user should know about how the wishes were read, a sentence each.
@@ -102,7 +113,9 @@ impl Plan {
         let cidrs = networks::captured(&wishes.cidrs, &mut notes)?;
         let excludes = networks::excluded(&wishes.excludes, &cidrs, &mut notes)?;
         let local_given = networks::local(&wishes.local, &cidrs)?;
+        let lanes = LanePlan::new(&wishes)?;
         Ok(Self {
+            lanes,
             name: wishes.name.unwrap_or_default(),
             via,
             mtu: mtu(wishes.mtu, &cidrs)?,

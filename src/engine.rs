@@ -4,17 +4,20 @@
 //! through a small bounded channel and never holds it up.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::engine::{Command, Config, Engine, FlowPage, Kill, LaneNews, Ledger, Outcome, Remains, Report};
+use agent::engine::{
+    Command, Config, Engine, FlowPage, Kill, LaneNews, Ledger, Outcome, Pinging, Remains, Report,
+};
 use agent::local_end::LocalEnds;
 use agent::wire::Role;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 use tracing::{debug, warn};
 
-use crate::tunnel::health::HealthView;
-use crate::tunnel::lanes::{Fate, LaneError, Lanes};
+use crate::config::Keepalive;
+use crate::tunnel::lanes::{End, Fate, First, LaneError, Lanes, LanesConfig};
 
 /// What the data thread is asked.
 pub enum Ask {
@@ -30,17 +33,18 @@ pub enum Ask {
 /// A running data thread.
 pub struct Handle {
     pub asks: mpsc::Sender<Ask>,
-    /// The first lane's fate, and why the thread ended by itself, if it did.
+    /// The first lane's fate, unless it may wait; and why the thread ended by itself, if it did.
     pub first: oneshot::Receiver<Result<First, LaneError>>,
-    pub ended: oneshot::Receiver<String>,
+    pub ended: oneshot::Receiver<Ended>,
     thread: std::thread::JoinHandle<()>,
 }
 
-/// What the first lane told.
+/// Why the data thread ended by itself.
 #[derive(Clone, Debug)]
-pub struct First {
-    pub agent_version: String,
-    pub agent_key: agent::wire::hello::PublicKey,
+pub enum Ended {
+    Failed(String),
+    /// The connection was lost for good, with the last error of a lane.
+    GaveUp(End, Option<Arc<LaneError>>),
 }
 
 impl Handle {
@@ -58,7 +62,7 @@ impl Handle {
 }
 
 /// Starts the data thread. `ends` is made inside it, because its device belongs to the thread's runtime.
-pub fn spawn<E, F>(ends: F, lanes: Lanes) -> io::Result<Handle>
+pub fn spawn<E, F>(ends: F, lanes: LanesConfig) -> io::Result<Handle>
 where
     E: LocalEnds + 'static,
     F: FnOnce() -> io::Result<E> + Send + 'static,
@@ -69,18 +73,18 @@ where
     let thread = std::thread::Builder::new().name("data".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(error) => return tell(ended_sender, format!("no runtime for the data thread: {error}")),
+            Err(error) => return fail(ended_sender, format!("no runtime for the data thread: {error}")),
         };
         LocalSet::new().block_on(&runtime, async move {
             match ends() {
                 Ok(ends) => {
-                    let mut session = Session { lanes, first: Some(first_sender), inbox };
-                    if let Err(reason) = session.run(ends).await {
-                        tell(ended_sender, reason);
+                    let mut session = Session { lanes: Lanes::new(lanes, first_sender), inbox };
+                    if let Err(ended) = session.run(ends).await {
+                        tell(ended_sender, ended);
                     }
-                    session.lanes.path.end_all().await;
+                    session.lanes.config.path.end_all().await;
                 }
-                Err(error) => tell(ended_sender, format!("the TUN device cannot be used: {error}")),
+                Err(error) => fail(ended_sender, format!("the TUN device cannot be used: {error}")),
             }
         });
         // A name that is still being looked up must not hold up the end.
@@ -89,14 +93,17 @@ where
     Ok(Handle { asks, first, ended, thread })
 }
 
-fn tell(ended: oneshot::Sender<String>, reason: String) {
+fn fail(ended: oneshot::Sender<Ended>, reason: String) {
+    tell(ended, Ended::Failed(reason));
+}
+
+fn tell(told: oneshot::Sender<Ended>, ended: Ended) {
     // Nobody listens any more when the session is ending too.
-    let _ = ended.send(reason);
+    let _ = told.send(ended);
 }
 
 struct Session {
     lanes: Lanes,
-    first: Option<oneshot::Sender<Result<First, LaneError>>>,
     inbox: mpsc::Receiver<Ask>,
 }
 
@@ -104,21 +111,20 @@ struct Session {
 enum Life<E> {
     Next(Remains<E>),
     Stopped,
-    Failed(String),
+    Over(Ended),
 }
 
 impl Session {
     /// Lives through as many trunks as it takes; an error says why the session cannot go on.
-    async fn run<E: LocalEnds + 'static>(&mut self, ends: E) -> Result<(), String> {
+    async fn run<E: LocalEnds + 'static>(&mut self, ends: E) -> Result<(), Ended> {
         let mut remains = Remains { ends, ledger: Ledger::default() };
         loop {
             match self.live(remains).await {
                 Life::Next(back) => remains = back,
                 Life::Stopped => return Ok(()),
-                Life::Failed(reason) => return Err(reason),
+                Life::Over(ended) => return Err(ended),
             }
-            self.lanes.ticket = None;
-            self.lanes.sessions.clear();
+            self.lanes.forget_trunk();
         }
     }
 
@@ -127,7 +133,7 @@ impl Session {
         let (news_sender, mut news) = mpsc::channel(256);
         let config = Config {
             role: Role::Client,
-            ping_interval: self.lanes.ping_interval,
+            ping_interval: self.lanes.config.ping_interval,
             entropy: random_u64(),
             on_lane: Box::new(move |item: LaneNews| {
                 if news_sender.try_send(item).is_err() {
@@ -135,77 +141,59 @@ impl Session {
                 }
             }),
         };
+        let pinging = match self.lanes.config.plan.keepalive {
+            Keepalive::Auto => Pinging::WhileBusy,
+            Keepalive::Always => Pinging::Always,
+            Keepalive::Never => Pinging::Never,
+        };
         // Its loop has budgets of its own; tokio's would make ready sockets look empty.
-        let engine = Engine::new(config, remains.ends).with_ledger(remains.ledger);
+        let engine = Engine::new(config, remains.ends).with_ledger(remains.ledger).with_pinging(pinging);
         let running = tokio::task::unconstrained(engine.run(command_inbox));
         let mut engine = tokio::task::spawn_local(running);
-        let Self { lanes, first, inbox } = self;
-        let keep = async {
-            if let Some(reason) = first_lane(lanes, first, &commands).await {
-                return Err(reason);
-            }
-            Ok(lanes.keep(&commands, &mut news).await)
-        };
-        tokio::select! {
-            ended = &mut engine => match ended {
-                Ok((outcome, remains)) => after(outcome, remains, &lanes.health),
-                Err(error) => Life::Failed(format!("the engine failed: {error}")),
+        let Self { lanes, inbox } = self;
+        let fate = tokio::select! {
+            ended = &mut engine => return match ended {
+                Ok((outcome, remains)) => after(outcome, remains, lanes),
+                Err(error) => failed(format!("the engine failed: {error}")),
             },
-            kept = keep => match kept {
-                Ok(Fate::Forgotten) => {
-                    lanes.health.lose_trunk(now(), "the agent no longer knows this tunnel, it was restarted".to_owned());
-                    reclaim(engine, &commands).await
-                }
-                Ok(Fate::Ended) => reclaim(engine, &commands).await,
-                Err(reason) => {
-                    reclaim(engine, &commands).await;
-                    Life::Failed(reason)
-                }
-            },
+            fate = lanes.keep(&commands, &mut news) => fate,
             () = answer(inbox, &commands) => {
                 reclaim(engine, &commands).await;
-                Life::Stopped
+                return Life::Stopped;
             }
+        };
+        let reclaimed = reclaim(engine, &commands).await;
+        match fate {
+            Fate::Forgotten => forgotten(FORGOTTEN.to_owned(), lanes).map_or(reclaimed, Life::Over),
+            Fate::Idle | Fate::Ended => reclaimed,
+            Fate::Refused(reason) => failed(reason),
+            Fate::GaveUp(end, last) => Life::Over(Ended::GaveUp(end, last)),
         }
     }
 }
 
-/// Makes the first lane of a trunk. The very first one of a session must succeed; later ones are tried
-/// until they do. Returns why the session has failed.
-async fn first_lane(
-    lanes: &mut Lanes,
-    first: &mut Option<oneshot::Sender<Result<First, LaneError>>>,
-    commands: &mpsc::Sender<Command>,
-) -> Option<String> {
-    let Some(first) = first.take() else {
-        // A lane error is told in the health; the only fate here is the engine's end.
-        let _ = lanes.replace(commands).await;
-        return None;
-    };
-    match lanes.add(commands).await {
-        Ok(welcomed) => {
-            let told = First { agent_version: welcomed.agent_version, agent_key: welcomed.agent_key };
-            let _ = first.send(Ok(told));
-            None
-        }
-        Err(error) => {
-            let reason = error.to_string();
-            let _ = first.send(Err(error));
-            Some(reason)
-        }
-    }
+fn failed<E>(reason: String) -> Life<E> {
+    Life::Over(Ended::Failed(reason))
 }
 
-fn after<E>(outcome: Outcome, remains: Remains<E>, health: &HealthView) -> Life<E> {
+/// The trunk is gone with its flows; tells whether that is the end.
+fn forgotten(reason: String, lanes: &Lanes) -> Option<Ended> {
+    lanes.config.health.lose_trunk(now(), reason);
+    (!lanes.may_begin_anew()).then_some(Ended::GaveUp(End::Lost, None))
+}
+
+fn after<E>(outcome: Outcome, remains: Remains<E>, lanes: &Lanes) -> Life<E> {
     let reason = match outcome {
         Outcome::Closed => return Life::Stopped,
-        Outcome::Ends { text } => return Life::Failed(text),
+        Outcome::Ends { text } => return failed(text),
         Outcome::Goodbye { text } => format!("the agent ended the tunnel: {text}"),
         Outcome::Fault(fault) => format!("the agent broke the protocol: {fault}"),
-        Outcome::Spent => "it has carried as many connections as one tunnel can".to_owned(),
+        Outcome::Spent => {
+            lanes.config.health.lose_trunk(now(), SPENT.to_owned());
+            return Life::Next(remains);
+        }
     };
-    health.lose_trunk(now(), reason);
-    Life::Next(remains)
+    forgotten(reason, lanes).map_or(Life::Next(remains), Life::Over)
 }
 
 /// Ends an engine and takes its local ends back.
@@ -214,8 +202,8 @@ async fn reclaim<E>(engine: JoinHandle<(Outcome, Remains<E>)>, commands: &mpsc::
     let _ = commands.send(Command::Close).await;
     match tokio::time::timeout(RECLAIM, engine).await {
         Ok(Ok((_, remains))) => Life::Next(remains),
-        Ok(Err(error)) => Life::Failed(format!("the engine failed: {error}")),
-        Err(_) => Life::Failed("the engine did not end in time".to_owned()),
+        Ok(Err(error)) => failed(format!("the engine failed: {error}")),
+        Err(_) => failed("the engine did not end in time".to_owned()),
     }
 }
 
@@ -258,6 +246,8 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// Trunk pings while flows are open, when nothing else is asked for.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
+const FORGOTTEN: &str = "the agent no longer knows this tunnel, it was restarted";
+const SPENT: &str = "it has carried as many connections as one tunnel can";
 const RECLAIM: Duration = Duration::from_secs(3);
 /// Longer than everything that ends in order takes.
 const JOIN: Duration = Duration::from_secs(12);

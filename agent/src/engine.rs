@@ -28,9 +28,9 @@ use tokio::time::Sleep;
 use crate::local_end::LocalEnds;
 use crate::wire::Role;
 use crate::wire::mux::{Mux, MuxConfig, MuxFault};
-use crate::wire::trunk::{GoodbyeReason, LaneId, Trunk, TrunkConfig, TrunkEvent};
+use crate::wire::trunk::{Demand, GoodbyeReason, LaneId, Trunk, TrunkConfig, TrunkEvent};
 
-pub use command::{Attach, Command, Config, Kill, LaneNews, Outcome, Remains, Report};
+pub use command::{Attach, Command, Config, Kill, LaneNews, Outcome, Pinging, Remains, Report};
 pub use flow::{Culprit, FlowReport, FlowState};
 use flows::Flows;
 use lanes::{Lanes, Loss};
@@ -49,7 +49,9 @@ pub struct Engine<E> {
     on_lane: Box<dyn FnMut(LaneNews)>,
     role: Role,
     ping_interval: Duration,
-    pinging: bool,
+    pinging: Pinging,
+    busy: bool,
+    demand: Demand,
     fault: Option<MuxFault>,
     goodbye: Option<String>,
     closing: bool,
@@ -69,7 +71,9 @@ impl<E: LocalEnds> Engine<E> {
             on_lane: config.on_lane,
             role: config.role,
             ping_interval: config.ping_interval,
-            pinging: false,
+            pinging: Pinging::default(),
+            busy: false,
+            demand: Demand::default(),
             fault: None,
             goodbye: None,
             closing: false,
@@ -80,6 +84,11 @@ impl<E: LocalEnds> Engine<E> {
     #[must_use]
     pub fn with_ledger(mut self, ledger: Ledger) -> Self {
         self.flows.ledger = ledger;
+        self
+    }
+
+    pub fn with_pinging(mut self, pinging: Pinging) -> Self {
+        self.pinging = pinging;
         self
     }
 
@@ -201,6 +210,7 @@ impl<E: LocalEnds> Engine<E> {
                     }
                 }
                 Some(Command::Retire(lane)) => self.trunk.retire(lane),
+                Some(Command::Drop(lane, reason)) => self.lose(lane, reason, now),
                 Some(Command::Report(reply)) => {
                     // Who asked may have gone; then nobody misses the answer.
                     let _ = reply.send(self.report());
@@ -273,14 +283,28 @@ impl<E: LocalEnds> Engine<E> {
         moved
     }
 
-    /// Trunk pings count as client input for SSM's idle timer: only while flows are open, or bytes are under way
-    /// that a lane may have taken along when it died in silence.
+    /// Trunk pings count as client input for SSM's idle timer: by default only while flows are open, or bytes are
+    /// under way that a lane may have taken along when it died in silence.
     fn keep_pinging(&mut self) {
-        let wanted = self.flows.open() > 0 || !self.trunk.is_settled();
-        if wanted != self.pinging {
-            self.pinging = wanted;
-            self.trunk.set_ping(wanted.then_some(self.ping_interval));
+        let busy = self.flows.open() > 0 || !self.trunk.is_settled();
+        if busy != self.busy {
+            self.busy = busy;
+            (self.on_lane)(LaneNews::Busy(busy));
         }
+        let demand = self.trunk.demand();
+        if demand != self.demand {
+            self.demand = demand;
+            (self.on_lane)(LaneNews::Demand(demand));
+        }
+        let wanted = match self.pinging {
+            Pinging::WhileBusy => busy,
+            Pinging::Always => true,
+            Pinging::Never => false,
+        };
+        // Under load nobody may wait long for a lane that is silent; the agent has its own segments to go by.
+        let loaded = self.role == Role::Client && busy && demand.lanes() > 0;
+        let interval = if loaded { Some(self.ping_interval.min(PING_UNDER_LOAD)) } else { None };
+        self.trunk.set_ping(interval.or(wanted.then_some(self.ping_interval)));
     }
 
     fn read_lanes(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -406,6 +430,8 @@ impl<E: LocalEnds> Engine<E> {
     }
 }
 
+/// What is silent for three of these is dead.
+const PING_UNDER_LOAD: Duration = Duration::from_secs(1);
 /// With less space a record is full: a frame would be cut too short.
 const LEAST_FILL: usize = 128;
 /// How long lanes have to take the goodbye.

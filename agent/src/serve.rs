@@ -302,7 +302,7 @@ impl Shared {
             LaneNews::Stalled { lane } => {
                 return log::info(format_args!("{name}: lane {:016x} stands still", lane.0));
             }
-            LaneNews::Drained { .. } => return,
+            LaneNews::Drained { .. } | LaneNews::Busy(_) | LaneNews::Demand(_) => return,
         };
         self.trunks.borrow_mut().set_lanes(seat, lanes, Instant::now());
     }

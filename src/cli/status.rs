@@ -73,7 +73,7 @@ impl Found {
         if let Some(failure) = self.failure() {
             return failure.exit;
         }
-        match self.sessions.iter().all(|session| session.state == State::Up) {
+        match self.sessions.iter().all(|session| matches!(session.state, State::Up | State::Idle)) {
             true => Exit::Ok,
             false => Exit::Degraded,
         }
@@ -244,6 +244,7 @@ fn state(state: State) -> &'static str {
         State::Connecting => "connecting",
         State::Up => "up",
         State::Reconnecting => "reconnecting",
+        State::Idle => "idle",
         State::Ending => "ending",
     }
 }

@@ -10,9 +10,9 @@ use clap::Args;
 
 use super::print::Printer;
 use super::{Global, log};
-use crate::config::{Compress, Plan, SessionName, Wishes, parse_duration};
+use crate::config::{Compress, Keepalive, LaneCount, Plan, SessionName, Wishes, parse_duration};
 use crate::error::{Exit, UserError};
-use crate::os::{descriptors, identity};
+use crate::os::{descriptors, identity, secrets};
 use crate::session::{self, Progress, Ready};
 
 /// Bring networks of a VPC to this machine
@@ -81,6 +81,44 @@ pub(super) struct Up {
     /// Port of the agent on the instance's loopback [default: 742]
     #[arg(long, value_name = "PORT", env = "SSM_PROXY_AGENT_PORT", hide_env = true)]
     agent_port: Option<u16>,
+    /// How many SSM sessions carry the tunnel: auto (1 to 8, as they are of use) or a number up to 32 [default: auto]
+    #[arg(long, value_name = "auto|N", env = "SSM_PROXY_LANES", hide_env = true)]
+    lanes: Option<LaneCount>,
+    /// Make the first SSM session when the first connection wants it, not before
+    #[arg(long, env = "SSM_PROXY_LAZY", hide_env = true)]
+    lazy: bool,
+    /// Close the tunnel after so long without a connection, until the next one [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_IDLE_TIMEOUT", hide_env = true)]
+    idle_timeout: Option<Duration>,
+    /// Which pings go out: auto (such as keep the session only while connections are open), always, never [default: auto]
+    #[arg(long, value_name = "auto|always|never", env = "SSM_PROXY_KEEPALIVE", hide_env = true)]
+    keepalive: Option<Keepalive>,
+    /// Connect again when the connection is lost [default: true]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        env = "SSM_PROXY_AUTO_RECONNECT",
+        hide_env = true
+    )]
+    auto_reconnect: Option<bool>,
+    /// The longest pause between two tries to connect again; the first ones are shorter [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_RECONNECT_DELAY", hide_env = true)]
+    reconnect_delay: Option<Duration>,
+    /// Give up after so many tries that failed in a row; 0: never [default: 0]
+    #[arg(long, value_name = "N", env = "SSM_PROXY_MAX_RETRIES", hide_env = true)]
+    max_retries: Option<u32>,
+    /// The account's maximum session duration, so that sessions are replaced before it [default: learned]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        env = "SSM_PROXY_MAX_SESSION_DURATION",
+        hide_env = true
+    )]
+    max_session_duration: Option<Duration>,
     #[arg(long, hide = true, value_parser = parse_duration, env = "SSM_PROXY_PING_INTERVAL", hide_env = true)]
     ping_interval: Option<Duration>,
     /// Compress TCP connections where that pays; auto: through SSM, not over plain TCP [default: auto]
@@ -119,6 +157,14 @@ impl Up {
             agent_port: self.agent_port,
             ping_interval: self.ping_interval,
             compress: self.compress,
+            lanes: self.lanes,
+            keepalive: self.keepalive,
+            lazy: self.lazy,
+            idle_timeout: self.idle_timeout,
+            auto_reconnect: self.auto_reconnect,
+            reconnect_delay: self.reconnect_delay,
+            max_retries: self.max_retries,
+            max_session_duration: self.max_session_duration,
             profile: global.profile.clone(),
             region: global.region.clone(),
         }
@@ -127,6 +173,8 @@ impl Up {
 
 pub(super) fn run(up: Up, global: &Global, print: &Printer) -> anyhow::Result<Exit> {
     let plan = Plan::new(up.wishes(global))?;
+    // Before there are any: tokens and keys belong into no core file.
+    secrets::leave_no_core();
     if !rustix::process::geteuid().is_root() {
         return Err(needs_root().into());
     }
@@ -326,6 +374,14 @@ mod tests {
             agent_port: None,
             ping_interval: None,
             compress: None,
+            lanes: None,
+            keepalive: None,
+            lazy: false,
+            idle_timeout: None,
+            auto_reconnect: None,
+            reconnect_delay: None,
+            max_retries: None,
+            max_session_duration: None,
         }
     }
 }

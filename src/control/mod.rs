@@ -50,6 +50,8 @@ pub enum State {
     Up,
     /// No lane now; flows wait and a new lane is being made.
     Reconnecting,
+    /// Nothing is to be carried, so there is no lane; the next connection makes one.
+    Idle,
     Ending,
 }
 

@@ -8,6 +8,7 @@
 //! - [`identity`]: who called us through sudo, their home, the run directory.
 //! - [`link`]: the network changed, or the machine woke up.
 //! - [`descriptors`]: how many files and sockets we may hold.
+//! - [`secrets`]: our memory stays ours.
 //!
 //! A setter takes the whole wanted state and may be called again; it writes the journal first and changes
 //! the system second.
@@ -18,6 +19,7 @@ pub mod descriptors;
 pub mod identity;
 pub mod link;
 pub mod routes;
+pub mod secrets;
 pub mod tun;
 pub mod undo;
 

@@ -16,7 +16,7 @@ use crate::ssm::connect::ConnectError;
 use crate::ssm::socket::LaneError as SsmError;
 use crate::tunnel::greet::GreetError;
 use crate::tunnel::health::Happening;
-use crate::tunnel::lanes::LaneError;
+use crate::tunnel::lanes::{End, LaneError};
 use crate::tunnel::path::OpenError;
 
 pub(super) fn tun(error: &TunError) -> UserError {
@@ -86,6 +86,15 @@ pub(super) fn lane(error: &LaneError, plan: &Plan, known: &Known, way: &Way) -> 
 /// A turn in the tunnel's life, in one line.
 pub(super) fn happening(happening: &Happening, plan: &Plan, known: &Known, way: &Way) -> Progress {
     match happening {
+        Happening::Reached(first) => {
+            Progress::Step(format!("reached ssm-proxy-agent {}", first.agent_version))
+        }
+        Happening::Fault { reason } => {
+            Progress::Step(format!("replacing a lane: {reason}; the others carry on"))
+        }
+        Happening::Asleep => Progress::Step(
+            "closed the tunnel, no connection was open for long enough; the next one opens it".to_owned(),
+        ),
         Happening::Lost { reason } => {
             Progress::Warn(format!("connection lost: {reason}; open connections wait for the next one"))
         }
@@ -109,6 +118,31 @@ pub(super) fn happening(happening: &Happening, plan: &Plan, known: &Known, way: 
             "something on the way to AWS takes no messages above 1 KiB; uploads are slower from here on"
                 .to_owned(),
         ),
+    }
+}
+
+/// Why a session ends that has lost its connection.
+pub(super) fn gave_up(end: End, last: Option<UserError>, lost: Option<String>) -> UserError {
+    let what = match end {
+        End::Lost => {
+            "the connection was lost, and --auto-reconnect=false says not to make it anew".to_owned()
+        }
+        End::Tries(tries) => {
+            format!("the connection was lost, and {tries} tries to make it anew have failed (--max-retries)")
+        }
+    };
+    // The last try tells more than the loss before it.
+    let exit = last.as_ref().map_or(Exit::Unreachable, |last| last.exit);
+    let told = UserError::new(exit, what);
+    let told = lost.into_iter().fold(told, UserError::cause);
+    match last {
+        Some(last) => {
+            let told = std::iter::once(last.what).chain(last.causes).fold(told, UserError::cause);
+            last.hint.into_iter().fold(told, UserError::hint)
+        }
+        None => {
+            told.hint("start it again; without --auto-reconnect=false it makes the connection anew by itself")
+        }
     }
 }
 

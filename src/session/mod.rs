@@ -5,6 +5,7 @@
 
 mod explain;
 pub mod known;
+mod memory;
 pub mod registry;
 mod routing;
 mod signals;
@@ -24,7 +25,7 @@ use tokio::time::timeout;
 use crate::capture::tun::Capture;
 use crate::config::Plan;
 use crate::control::server::{Ask, Handle, Owner, Server};
-use crate::engine::{self, First};
+use crate::engine::{self, Ended};
 use crate::error::{Exit, UserError};
 use crate::netstack::{self, Stack};
 use crate::os::arena::Arena;
@@ -32,9 +33,11 @@ use crate::os::identity::{self, Caller, Process};
 use crate::os::tun::{AsyncTun, Tun, TunConfig};
 use crate::os::undo::Journal;
 use crate::tunnel::health::{Happening, HealthView};
-use crate::tunnel::lanes::Lanes;
+use crate::tunnel::lanes::{First, LanesConfig};
+use crate::tunnel::lessons::Lessons;
 
 use known::Known;
+use memory::Memory;
 use registry::Claim;
 use routing::Routing;
 use signals::{Signals, Stop};
@@ -84,9 +87,10 @@ pub async fn run(plan: Plan, tell: &dyn Fn(Progress)) -> anyhow::Result<Exit> {
     let server = Server::start(&claim.socket(), owner, handle)?;
     let (health, happenings) = HealthView::new();
     let teller = Arc::new(Teller::new(&plan, &claim.meta().local, health.clone()));
-    let known = Known::at(known_agents(&caller));
+    let known = Known::at(state_file(&caller, "known-agents"));
+    let memory = Memory::at(state_file(&caller, "lanes"));
     let door = Door { signals, asks, teller };
-    let mut session = Session { plan, known, run_dir, claim, health, happenings, door, tell };
+    let mut session = Session { plan, known, memory, run_dir, claim, health, happenings, door, tell };
     let outcome = session.live().await;
     // The end of its connection tells `down` that everything is undone.
     drop(session.claim);
@@ -123,6 +127,7 @@ impl Door {
 struct Session<'a> {
     plan: Plan,
     known: Known,
+    memory: Memory,
     run_dir: PathBuf,
     claim: Claim,
     health: HealthView,
@@ -141,8 +146,10 @@ impl Session<'_> {
         let tun = Tun::open(&config).map_err(|error| explain::tun(&error))?;
         let device = Device { name: tun.name().to_owned(), index: tun.index(), mtu: tun.mtu() };
         self.claim.set_device(&device.name)?;
-        let lanes = Lanes {
+        let (remember, mut lessons) = mpsc::channel(8);
+        let lanes = LanesConfig {
             path: way.path.clone(),
+            plan: self.plan.lanes.clone(),
             health: self.health.clone(),
             timeout: self.plan.timeout,
             ping_interval: self.plan.ping_interval.unwrap_or(engine::PING_INTERVAL),
@@ -151,25 +158,36 @@ impl Session<'_> {
                 .known
                 .find(&way.place)
                 .with_context(|| format!("cannot read {}", self.known.path().display()))?,
-            ticket: None,
-            sessions: Vec::new(),
+            lessons: self.memory.find(&way.place, status::unix_seconds()),
+            remember,
         };
         let udp_timeout = self.plan.udp_timeout;
         let mut data = engine::spawn(move || capture(tun, udp_timeout), lanes)?;
         self.door.teller.set_data(&device, data.asks.clone());
-        let outcome = self.serve(&mut data, &way, &device).await;
+        let outcome = self.serve(&mut data, &way, &device, &mut lessons).await;
         self.door.teller.ending();
         data.stop().await;
         outcome
     }
 
-    /// From the first lane to the end of the routes.
-    async fn serve(&mut self, data: &mut engine::Handle, way: &Way, device: &Device) -> anyhow::Result<Exit> {
+    /// From the first lane, unless that one may wait, to the end of the routes.
+    async fn serve(
+        &mut self,
+        data: &mut engine::Handle,
+        way: &Way,
+        device: &Device,
+        lessons: &mut mpsc::Receiver<Lessons>,
+    ) -> anyhow::Result<Exit> {
         let mut looking = routing::look_up_hosts(&self.plan, &way.path);
-        match self.door.unless(&mut data.first).await.map_err(stopped)? {
-            Ok(Ok(first)) => self.greeted(&first, way),
-            Ok(Err(error)) => return Err(explain::lane(&error, &self.plan, &self.known, way).into()),
-            Err(_) => return Err(anyhow!(why_ended(data).await)),
+        if !self.plan.lanes.lazy {
+            match self.door.unless(&mut data.first).await.map_err(stopped)? {
+                Ok(Ok(first)) => self.greeted(&first, way),
+                Ok(Err(error)) => return Err(explain::lane(&error, &self.plan, &self.known, way).into()),
+                Err(_) => {
+                    let ended = (&mut data.ended).await.unwrap_or_else(|_| no_reason());
+                    return Err(self.explain_end(&ended, way));
+                }
+            }
         }
         // Names that take longer are not waited for: our own sockets are kept out by their mark.
         let found = self.door.unless(timeout(LOOKUP_GRACE, &mut looking)).await.map_err(stopped)?;
@@ -181,7 +199,7 @@ impl Session<'_> {
         let outcome = match routing.begin(self.tell) {
             Ok(ready) => {
                 (self.tell)(Progress::Ready(ready));
-                self.carry(data, way, &mut routing).await
+                self.carry(data, way, &mut routing, lessons).await
             }
             Err(error) => Err(error),
         };
@@ -196,20 +214,41 @@ impl Session<'_> {
         data: &mut engine::Handle,
         way: &Way,
         routing: &mut Routing,
+        lessons: &mut mpsc::Receiver<Lessons>,
     ) -> anyhow::Result<Exit> {
         loop {
             tokio::select! {
                 stop = self.door.until_stop() => return Ok(ended_by(stop)),
-                reason = &mut data.ended => {
-                    return Err(anyhow!(reason.unwrap_or_else(|_| NO_REASON.to_owned())));
+                ended = &mut data.ended => {
+                    return Err(self.explain_end(&ended.unwrap_or_else(|_| no_reason()), way));
                 }
-                Some(happening) = self.happenings.recv() => {
-                    (self.tell)(explain::happening(&happening, &self.plan, &self.known, way));
-                }
+                Some(happening) = self.happenings.recv() => match happening {
+                    Happening::Reached(first) => self.greeted(&first, way),
+                    happening => (self.tell)(explain::happening(&happening, &self.plan, &self.known, way)),
+                },
+                Some(learned) = lessons.recv() => self.remember(&learned, way),
                 network_changed = routing.watch(self.tell) => if network_changed {
                     self.health.nudge();
                 }
             }
+        }
+    }
+
+    fn explain_end(&self, ended: &Ended, way: &Way) -> anyhow::Error {
+        match ended {
+            Ended::Failed(reason) => anyhow!(reason.clone()),
+            Ended::GaveUp(end, last) => {
+                let last = last.as_deref().map(|error| explain::lane(error, &self.plan, &self.known, way));
+                let lost = self.health.read().last_loss.map(|loss| loss.reason);
+                explain::gave_up(*end, last, lost).into()
+            }
+        }
+    }
+
+    fn remember(&self, learned: &Lessons, way: &Way) {
+        if let Err(error) = self.memory.remember(&way.place, learned, status::unix_seconds()) {
+            // It is learned again in the next session.
+            tracing::info!("what was learned of {} is not remembered: {error}", way.place);
         }
     }
 
@@ -251,12 +290,11 @@ async fn answer(asks: &mut mpsc::Receiver<Ask>, teller: &Arc<Teller>) {
     }
 }
 
-async fn why_ended(data: &mut engine::Handle) -> String {
-    (&mut data.ended).await.unwrap_or_else(|_| NO_REASON.to_owned())
+fn no_reason() -> Ended {
+    Ended::Failed("the data thread ended without a reason".to_owned())
 }
 
 const LOOKUP_GRACE: Duration = Duration::from_millis(250);
-const NO_REASON: &str = "the data thread ended without a reason";
 
 fn undo_leftovers(run_dir: &Path, tell: &dyn Fn(Progress)) -> anyhow::Result<()> {
     for leftover in Journal::leftovers(run_dir, &Process::is_alive)? {
@@ -289,8 +327,8 @@ fn capture(tun: Tun, udp_timeout: Duration) -> io::Result<Capture<AsyncTun>> {
     Ok(Capture::new(tun.into_async()?, Stack::with_memory(config, Some(memory), engine::now()), mtu))
 }
 
-fn known_agents(caller: &Caller) -> PathBuf {
-    caller.home.join(".local/state/ssm-proxy/known-agents")
+fn state_file(caller: &Caller, name: &str) -> PathBuf {
+    caller.home.join(".local/state/ssm-proxy").join(name)
 }
 
 /// The end of a session that was not up yet.

@@ -13,7 +13,8 @@ use crate::os::bypass;
 use crate::os::identity;
 use crate::ssm::api::{Api, ApiConfig};
 use crate::ssm::connect::Network;
-use crate::tunnel::path::{Path, Sessions, SsmPath};
+use crate::tunnel::lessons::Lessons;
+use crate::tunnel::path::{Path, Sessions, SharedApi, SsmPath};
 
 /// The way that all lanes of a session take.
 pub(super) struct Way {
@@ -52,14 +53,14 @@ pub(super) async fn make(plan: &Plan, tell: &dyn Fn(Progress)) -> anyhow::Result
     let (name, place) =
         (format!("{instance} in {}", api.region()), format!("{instance}:{}", plan.agent_port));
     let path = SsmPath {
-        api,
+        api: SharedApi::new(api),
         runtime: tokio::runtime::Handle::current(),
         instance,
         document: plan.document.clone(),
         port: plan.agent_port,
         reason: format!("ssm-proxy {}", plan.name),
         sessions: Sessions::default(),
-        small_messages: false,
+        lessons: Lessons::default(),
     };
     Ok(Way { path: Path::Ssm(path), name, place })
 }

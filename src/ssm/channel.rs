@@ -261,6 +261,11 @@ impl Channel {
         }
     }
 
+    /// From now on messages may be so large; kept within the same bounds as the first size.
+    pub fn set_max_payload(&mut self, size: usize) {
+        self.config.max_payload = size.clamp(MIN_PAYLOAD, MAX_PAYLOAD);
+    }
+
     /// Whether the SSM agent has confirmed the end asked for by [`terminate`](Self::terminate).
     pub fn is_terminated(&self) -> bool {
         match self.state {

@@ -13,6 +13,7 @@
 #![expect(clippy::disallowed_methods, reason = "a driver: it reads the clock for the channel")]
 
 mod error;
+mod payload;
 mod resume;
 mod status;
 mod up;
@@ -29,11 +30,12 @@ use futures_util::Sink as _;
 use tokio::time::{Sleep, timeout};
 
 pub use self::error::LaneError;
+use self::payload::Payload;
 use self::resume::{Resumer, open_websocket, random, random_uuid};
 pub use self::status::{LaneHandle, LaneStatus, Resuming};
 use self::up::{Cut, Up};
 use super::api::{Api, SessionTicket};
-use super::channel::{Channel, ChannelConfig, Event, MIN_PAYLOAD};
+use super::channel::{Channel, ChannelConfig, Event};
 use super::upgrade::WebSocket;
 
 /// What session a lane starts and how it drives it.
@@ -46,6 +48,8 @@ pub struct LaneConfig {
     /// Shows in the account's session history.
     pub reason: Option<String>,
     pub channel: ChannelConfig,
+    /// How large upstream messages may become beyond the channel's `max_payload`, once that is proven.
+    pub most_payload: usize,
     /// From the websocket's opening to the end of the SSM agent's handshake.
     pub open_timeout: Duration,
     /// How long the session may be without a websocket.
@@ -64,6 +68,7 @@ impl LaneConfig {
             parameters: vec![("portNumber".to_owned(), port.to_string())],
             reason: Some("ssm-proxy".to_owned()),
             channel: ChannelConfig::default(),
+            most_payload: 0,
             open_timeout: Duration::from_secs(30),
             resume_budget: Duration::from_secs(60),
             ping_every: Duration::from_secs(18),
@@ -85,7 +90,7 @@ pub struct SsmLane {
     resumer: Resumer,
     config: LaneConfig,
     timer: Pin<Box<Sleep>>,
-    first_large: Option<Instant>,
+    payload: Payload,
     /// Cuts without a sign of life between them, and since when.
     streak: Option<Streak>,
     /// Since `poll_close`: until when it may wait.
@@ -150,8 +155,8 @@ impl SsmLane {
                 budget: config.resume_budget,
             },
             timer: Box::pin(tokio::time::sleep(config.ping_every)),
+            payload: Payload::new(config.channel.max_payload, config.most_payload),
             config,
-            first_large: None,
             streak: None,
             closing: None,
         };
@@ -203,9 +208,10 @@ impl SsmLane {
                 break;
             }
         }
-        let (channel, rtt) = (self.channel.stats(), self.gateway_rtt());
+        let (channel, rtt, proven) = (self.channel.stats(), self.gateway_rtt(), self.payload.proven());
         self.resumer.handle.update(|status| {
             status.channel = channel;
+            status.proven_payload = proven;
             status.gateway_rtt = rtt.or(status.gateway_rtt);
         });
     }
@@ -261,7 +267,9 @@ impl SsmLane {
             return;
         }
         tracing::debug!(session = self.resumer.session_id, %cut, "websocket cut");
-        let suspect = self.first_large.is_some_and(|at| now.duration_since(at) < SUSPECT_WITHIN);
+        let size = self.payload.size();
+        let suspect = self.payload.cut(now);
+        self.channel.set_max_payload(self.payload.size());
         let garbage = matches!(cut, Cut::Garbage);
         self.resumer.handle.update(|status| {
             status.cuts += 1;
@@ -269,8 +277,8 @@ impl SsmLane {
             status.suspect_payload |= suspect;
             status.resuming.get_or_insert(Resuming { since: now, last_error: None });
         });
-        if matches!(cut, Cut::TooBig) && self.first_large.is_some() {
-            return self.fail(LaneError::MessageTooBig(self.config.channel.max_payload));
+        if matches!(cut, Cut::TooBig) && self.payload.has_sent_large() {
+            return self.fail(LaneError::MessageTooBig(size));
         }
         let lived = match &self.link {
             Link::Up(up) => up.accepted || now.duration_since(up.since) > LIVED_AFTER,
@@ -352,8 +360,9 @@ impl LaneIo for SsmLane {
                 "a record was sent that poll_ready did not allow",
             ));
         }
-        if record.len() > MIN_PAYLOAD {
-            self.first_large.get_or_insert(now);
+        let unacked = self.channel.stats().unacked_messages;
+        if self.payload.sent(record.len(), unacked, now) {
+            self.channel.set_max_payload(self.payload.size());
         }
         record.clear();
         Ok(())
@@ -449,5 +458,4 @@ impl Drop for Guard {
 const LIVED_AFTER: Duration = Duration::from_secs(10);
 /// For the first frame after a nudge.
 const NUDGE_PATIENCE: Duration = Duration::from_secs(3);
-const SUSPECT_WITHIN: Duration = Duration::from_secs(2);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -4,25 +4,25 @@ use std::time::Duration;
 
 /// Doubling delays with full jitter below an upper bound.
 #[derive(Clone, Debug)]
-pub struct Backoff {
+pub(super) struct Backoff {
     least: Duration,
     most: Duration,
     tries: u32,
 }
 
 impl Backoff {
-    pub fn new(least: Duration, most: Duration) -> Self {
+    pub(super) fn new(least: Duration, most: Duration) -> Self {
         Self { least, most, tries: 0 }
     }
 
     /// The next delay; `random` spreads clients that lost their lanes together.
-    pub fn next_delay(&mut self, random: u32) -> Duration {
+    pub(super) fn next_delay(&mut self, random: u32) -> Duration {
         let ceiling = self.least.saturating_mul(1 << self.tries.min(16)).min(self.most);
         self.tries = self.tries.saturating_add(1);
         self.least.max(ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX)))
     }
 
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.tries = 0;
     }
 }

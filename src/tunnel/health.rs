@@ -7,7 +7,8 @@ use agent::wire::trunk::LaneId;
 use tokio::sync::{Notify, mpsc};
 use tracing::debug;
 
-use super::lanes::LaneError;
+use super::history::History;
+use super::lanes::{First, LaneError};
 use super::outage::Outage;
 use crate::control::State;
 use crate::ssm::socket::LaneHandle;
@@ -20,10 +21,24 @@ pub struct Health {
     /// The last thing that went wrong.
     pub trouble: Option<Trouble>,
     pub lanes: Vec<LaneFacts>,
+    /// How many there are to be now.
+    pub lanes_wanted: usize,
+    /// The lane that went last other than by plan.
+    pub last_loss: Option<Loss>,
+    pub history: History,
     pub resumes: u64,
     /// Trunks that ended and took their flows with them.
     pub trunks_lost: u64,
     outage: Outage,
+    fault_told: Option<Instant>,
+}
+
+/// A lane that went.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    pub session_id: Option<String>,
+    pub reason: String,
+    pub at: Instant,
 }
 
 /// Something that went wrong with the tunnel.
@@ -50,15 +65,23 @@ pub struct LaneFacts {
     pub session_id: Option<String>,
     pub handle: Option<LaneHandle>,
     pub since: Instant,
+    /// Why the lane went whose place it took.
+    pub replaces: Option<String>,
 }
 
 /// A turn in the tunnel's life that its user should hear of.
 #[derive(Debug)]
 pub enum Happening {
+    /// The first lane of a session that did not wait for it.
+    Reached(First),
+    /// A lane failed and the others carry on.
+    Fault { reason: String },
+    /// Nothing was carried for so long that the tunnel was closed until the next connection.
+    Asleep,
     /// Nothing carries the tunnel; a new lane is being made.
     Lost { reason: String },
     /// Why there is none yet.
-    Trouble(LaneError),
+    Trouble(Arc<LaneError>),
     /// Open connections went on, or `resumed` is false and they were reset.
     Back { after: Duration, resumed: bool },
     /// The agent let go of the trunk.
@@ -86,9 +109,13 @@ impl HealthView {
             agent_version: None,
             trouble: None,
             lanes: Vec::new(),
+            lanes_wanted: 0,
+            last_loss: None,
+            history: History::default(),
             resumes: 0,
             trunks_lost: 0,
             outage: Outage::default(),
+            fault_told: None,
         };
         (Self(Arc::new(Inner { health: Mutex::new(health), happenings, nudged: Notify::new() })), receiver)
     }
@@ -109,9 +136,10 @@ impl HealthView {
     /// waits before another try goes on at once.
     pub fn nudge(&self) {
         self.lock().lanes.iter().filter_map(|facts| facts.handle.as_ref()).for_each(LaneHandle::nudge);
-        self.0.nudged.notify_waiters();
+        self.0.nudged.notify_one();
     }
 
+    /// For one caller at a time; a nudge that nobody waits for is kept.
     pub(super) async fn nudged(&self) {
         self.0.nudged.notified().await;
     }
@@ -123,37 +151,95 @@ impl HealthView {
         }
     }
 
+    /// There is nothing to carry, and no lane.
+    pub(super) fn rest(&self, now: Instant) {
+        let mut health = self.lock();
+        health.outage = Outage::default();
+        health.turn(now, State::Idle, "no connection is open, so there is no lane");
+    }
+
+    /// A connection waits for the first lane.
+    pub(super) fn awaken(&self, now: Instant) {
+        let mut health = self.lock();
+        if health.state == State::Idle {
+            health.turn(now, State::Connecting, "a connection waits for a lane");
+        }
+    }
+
+    pub(super) fn lane_made(&self, facts: LaneFacts, agent_version: String) {
+        let mut health = self.lock();
+        health.lanes.push(facts);
+        health.agent_version = Some(agent_version);
+    }
+
+    pub(super) fn lane_gone(&self, lane: LaneId, reason: &str, by_plan: bool, now: Instant) {
+        let mut health = self.lock();
+        let Some(at) = health.lanes.iter().position(|facts| facts.lane == lane) else { return };
+        let facts = health.lanes.remove(at);
+        debug!("lane {:016x} is gone: {reason}; {} are left", lane.0, health.lanes.len());
+        if !by_plan {
+            health.last_loss =
+                Some(Loss { session_id: facts.session_id, reason: reason.to_owned(), at: now });
+            let state = health.state;
+            health.history.note(now, state, format!("lost a lane: {reason}"));
+        }
+    }
+
+    /// A lane failed while others carry on; told once in a while.
+    pub(super) fn tell_fault(&self, reason: &str, now: Instant) {
+        let mut health = self.lock();
+        let quiet = health.fault_told.is_some_and(|at| now.saturating_duration_since(at) < FAULT_PAUSE);
+        if !quiet {
+            health.fault_told = Some(now);
+        }
+        drop(health);
+        if !quiet {
+            self.tell(Happening::Fault { reason: reason.to_owned() });
+        }
+    }
+
     /// The last lane is gone, or without its websocket, since `since`.
     pub(super) fn begin_outage(&self, since: Instant, reason: String) {
         let mut health = self.lock();
-        health.state = State::Reconnecting;
-        health.trouble = Trouble::new(format!("connection lost: {reason}"), since);
         let news = health.outage.begin(since);
+        let what = format!("connection lost: {reason}");
+        health.trouble = Trouble::new(what.clone(), since);
+        health.turn(since, State::Reconnecting, what);
         drop(health);
         if news {
             self.tell(Happening::Lost { reason });
         }
     }
 
-    pub(super) fn trouble(&self, now: Instant, error: LaneError) {
+    /// Why there is no lane yet.
+    pub(super) fn trouble(&self, now: Instant, error: LaneError) -> Arc<LaneError> {
+        let error = Arc::new(error);
         let why = error.to_string();
-        debug!("no lane yet: {why}");
         let mut health = self.lock();
         let news = health.outage.trouble(&why);
+        if news {
+            let state = health.state;
+            health.history.note(now, state, format!("no lane yet: {why}"));
+        }
         health.trouble = Trouble::new(why, now);
         drop(health);
         if news {
-            self.tell(Happening::Trouble(error));
+            self.tell(Happening::Trouble(Arc::clone(&error)));
         }
+        error
     }
 
     pub(super) fn end_outage(&self, now: Instant, resumed: bool) {
         let mut health = self.lock();
-        health.state = State::Up;
         if let Some(trouble) = &mut health.trouble {
             trouble.over.get_or_insert(now);
         }
         let ended = health.outage.end(now);
+        let what = match ended {
+            Some(_) if resumed => "connected again, open connections went on",
+            Some(_) | None => "connected",
+        };
+        health.turn(now, State::Up, what);
         drop(health);
         if let Some(after) = ended {
             self.tell(Happening::Back { after, resumed });
@@ -165,12 +251,25 @@ impl HealthView {
         let mut health = self.lock();
         health.lanes.clear();
         health.trunks_lost += 1;
-        health.state = State::Reconnecting;
         health.trouble = Trouble::new(reason.clone(), now);
         health.outage.begin(now);
+        health.turn(now, State::Reconnecting, format!("{reason}; open connections were reset"));
         drop(health);
         self.tell(Happening::TrunkLost { reason });
     }
 }
 
+impl Health {
+    /// A state that stays the same is no turn, and an end has no turns.
+    fn turn(&mut self, at: Instant, state: State, what: impl Into<String>) {
+        if self.state == state || self.state == State::Ending {
+            return;
+        }
+        self.state = state;
+        self.history.note(at, state, what);
+    }
+}
+
+/// Between two faults that are told.
+const FAULT_PAUSE: Duration = Duration::from_secs(10);
 const MAX_HAPPENINGS: usize = 64;

@@ -1,52 +1,32 @@
-//! Keeps the trunk alive: makes its first lane, and a new one whenever the last is lost.
+//! Keeps the trunk's lanes: does what the keeper decides and tells it what came of it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use agent::engine::{Attach, Command, LaneNews};
-use agent::wire::hello::{ClientParams, DenyReason, HelloError, PublicKey, Ticket, Welcomed};
+use agent::engine::{Command, LaneNews, Report};
+use agent::wire::hello::{PublicKey, Ticket};
 use agent::wire::trunk::LaneId;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
-use tracing::debug;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{debug, info};
 
-use super::backoff::Backoff;
-use super::greet::{GreetError, greet};
+pub use super::dial::LaneError;
+use super::dial::{Dial, Dialled, Entry, Roster};
 use super::health::{Happening, HealthView, LaneFacts};
-use super::path::{OpenError, Path, Session};
-use crate::control::State;
+pub use super::keeper::End;
+use super::keeper::{Action, Keeper, Why};
+use super::lessons::{Lesson, Lessons};
+use super::life::Life;
+use super::path::{Path, Session};
+use crate::config::LanePlan;
 use crate::engine;
-use crate::ssm::api_error::ApiError;
+use crate::ssm::channel::MIN_PAYLOAD;
 use crate::ssm::socket::{LaneError as SsmError, LaneHandle};
 
-/// Why no lane could be made.
-#[derive(Debug, thiserror::Error)]
-pub enum LaneError {
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    Greet(#[from] GreetError),
-    #[error("no greeting came from {place} within {} s", .deadline.as_secs())]
-    NoGreeting { place: String, deadline: Duration },
-}
-
-impl LaneError {
-    /// Somebody has to log in before it can work.
-    fn wants_login(&self) -> bool {
-        matches!(self, Self::Open(OpenError::Api(ApiError::Expired { .. } | ApiError::NoCredentials { .. })))
-    }
-
-    /// The agent is alive and no longer knows our trunk.
-    fn is_forgotten(&self) -> bool {
-        matches!(
-            self,
-            Self::Greet(GreetError::Hello(HelloError::Denied { reason: DenyReason::UnknownTrunk, .. }))
-        )
-    }
-}
-
-/// Makes lanes and remembers what the trunk is known by.
-pub struct Lanes {
+/// What lanes are made with and how they are kept.
+pub struct LanesConfig {
     pub path: Path,
+    pub plan: LanePlan,
     pub health: HealthView,
     /// Deadline for each step of opening a lane, and again for its greeting.
     pub timeout: Duration,
@@ -55,192 +35,463 @@ pub struct Lanes {
     pub compress: bool,
     /// The agent's key as it was seen before.
     pub pinned: Option<PublicKey>,
-    pub ticket: Option<Ticket>,
-    pub sessions: Vec<Held>,
+    /// What earlier lanes to this agent have taught.
+    pub lessons: Lessons,
+    /// Remembers what is learned, off this thread.
+    pub remember: mpsc::Sender<Lessons>,
 }
 
-/// The SSM session of an attached lane, and what watches its websocket.
-pub struct Held {
+/// What the first lane told.
+#[derive(Clone, Debug)]
+pub struct First {
+    pub agent_version: String,
+    pub agent_key: PublicKey,
+}
+
+/// Makes lanes, trunk after trunk, and remembers what the trunk is known by.
+pub struct Lanes {
+    pub(crate) config: LanesConfig,
+    /// Where the very first lane's fate goes, which decides that of the session; then gone.
+    first: Option<oneshot::Sender<Result<First, LaneError>>>,
+    ticket: Option<Ticket>,
+    held: Vec<Held>,
+    roster: Roster,
+    life: Life,
+    /// Nothing is dialled before there is something to carry.
+    asleep: bool,
+    greeted: bool,
+    /// Why the last lane went whose place was not filled yet, for the one that fills it.
+    vacancies: Vec<String>,
+}
+
+/// An attached lane.
+struct Held {
     lane: LaneId,
-    session: Session,
-    watcher: AbortHandle,
+    /// Its SSM session is ended when this goes.
+    session: Option<Session>,
+    watcher: Option<AbortHandle>,
+    began: Instant,
+    /// It has been without a websocket for longer than a moment.
+    cut: bool,
+    _entry: Entry,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.watcher.abort();
+        if let Some(watcher) = &self.watcher {
+            watcher.abort();
+        }
     }
 }
 
 /// Why a trunk's lanes are no longer kept.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Fate {
     /// The agent restarted or let go of the trunk: a new trunk is needed.
     Forgotten,
+    /// There is nothing to carry; the trunk is to be closed until there is.
+    Idle,
     /// The engine is gone.
     Ended,
+    /// The session's first lane failed, which has been told.
+    Refused(String),
+    /// No more lanes are made. The last error of one, where there is any.
+    GaveUp(End, Option<Arc<LaneError>>),
+}
+
+/// A lane lost its websocket, since then, or has one again.
+struct Hiccup {
+    lane: LaneId,
+    since: Option<Instant>,
+}
+
+/// What one trunk's keeping needs besides the lanes themselves.
+struct Keeping<'a> {
+    keeper: Keeper,
+    commands: &'a mpsc::Sender<Command>,
+    dials: JoinSet<Result<Dialled, LaneError>>,
+    hiccups: (mpsc::Sender<Hiccup>, mpsc::Receiver<Hiccup>),
+    /// More is to be carried than one lane idles away, since then.
+    loaded: Option<Instant>,
+    look_at: Option<Instant>,
+    last_error: Option<Arc<LaneError>>,
 }
 
 impl Lanes {
-    /// Makes one lane and attaches it.
-    pub async fn add(&mut self, commands: &mpsc::Sender<Command>) -> Result<Welcomed, LaneError> {
-        let received = received(commands).await;
-        // Once the lane is made, nothing below waits: a dropped future must not leave half of it.
-        let room = commands.reserve().await.ok();
-        let (attach, welcomed, session) = self.open(received).await?;
-        let lane = attach.lane;
-        let facts = LaneFacts {
-            lane,
-            kind: self.path.kind_name(),
-            session_id: session.as_ref().map(|session| session.id.clone()),
-            handle: session.as_ref().map(|session| session.handle.clone()),
-            since: engine::now(),
-        };
-        self.pinned = Some(welcomed.agent_key);
-        self.ticket = Some(welcomed.ticket.clone());
-        if let Some(session) = session {
-            let watching = watch(session.handle.clone(), self.health.clone());
-            let watcher = tokio::task::spawn_local(watching).abort_handle();
-            self.sessions.push(Held { lane, session, watcher });
-        }
-        self.health.update(|health| {
-            health.lanes.push(facts);
-            health.agent_version = Some(welcomed.agent_version.clone());
-        });
-        // A closed channel shows at once as the engine's end.
-        if let Some(room) = room {
-            room.send(Command::Attach(attach));
-        }
-        Ok(welcomed)
-    }
-
-    async fn open(&self, received: u64) -> Result<(Attach, Welcomed, Option<Session>), LaneError> {
-        let deadline = self.timeout;
-        let opened = self.path.open(deadline).await?;
-        let params = ClientParams {
-            ticket: self.ticket.clone(),
-            lane: LaneId(engine::random_u64()),
-            kind: self.path.kind(),
-            psk: self.path.psk(),
-            pinned: self.pinned,
-            ping_interval: self.ping_interval,
-            received,
-            live_lanes: self.health.read().lanes.iter().map(|facts| facts.lane).collect(),
-            wants_blocks: self.compress,
-            entropy: engine::random(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        match tokio::time::timeout(deadline, greet(opened.io, params)).await {
-            Ok(greeted) => {
-                greeted.map(|(attach, welcomed)| (attach, welcomed, opened.session)).map_err(LaneError::Greet)
-            }
-            Err(_) => Err(LaneError::NoGreeting { place: self.path.to_string(), deadline }),
+    /// `first` hears of the first lane, unless that one may wait.
+    pub fn new(mut config: LanesConfig, first: oneshot::Sender<Result<First, LaneError>>) -> Self {
+        config.path.heed(&config.lessons);
+        let lazy = config.plan.lazy;
+        let learned = config.lessons.max_session;
+        let max_session = config.plan.max_session.into_iter().chain(learned).min();
+        Self {
+            first: Some(first).filter(|_| !lazy),
+            ticket: None,
+            held: Vec::new(),
+            roster: Roster::default(),
+            life: Life::new(max_session),
+            asleep: lazy,
+            greeted: false,
+            vacancies: Vec::new(),
+            config,
         }
     }
 
-    /// Replaces lanes until the trunk ends.
+    /// The trunk has ended, and its lanes with it.
+    pub fn forget_trunk(&mut self) {
+        self.ticket = None;
+        self.held.clear();
+        self.vacancies.clear();
+    }
+
+    /// Whether a trunk that has ended is followed by another.
+    pub fn may_begin_anew(&self) -> bool {
+        self.config.plan.reconnect
+    }
+
+    /// Makes, replaces and closes lanes until the trunk ends.
     pub async fn keep(
         &mut self,
         commands: &mpsc::Sender<Command>,
         news: &mut mpsc::Receiver<LaneNews>,
     ) -> Fate {
-        while let Some(item) = news.recv().await {
-            match item {
-                LaneNews::Attached { .. } => self.health.update(|health| health.state = State::Up),
-                LaneNews::Lost { lane, lanes, reason } => {
-                    self.lost(lane, reason, lanes == 0);
-                    if lanes == 0
-                        && let Err(fate) = self.replace(commands).await
-                    {
+        let plan = LanePlan { lazy: self.asleep, ..self.config.plan.clone() };
+        let mut keeping = Keeping {
+            keeper: Keeper::new(plan, engine::now()),
+            commands,
+            dials: JoinSet::new(),
+            hiccups: mpsc::channel(64),
+            loaded: None,
+            look_at: None,
+            last_error: None,
+        };
+        if self.asleep {
+            self.config.health.rest(engine::now());
+        }
+        loop {
+            while let Some(action) = keeping.keeper.poll_action(engine::now()) {
+                if let Some(fate) = self.act(action, &mut keeping).await {
+                    return fate;
+                }
+            }
+            let target = keeping.keeper.target(engine::now());
+            self.config.health.update(|health| health.lanes_wanted = target);
+            let wake = keeping.wake();
+            tokio::select! {
+                item = news.recv() => match item {
+                    Some(item) => self.hear(item, &mut keeping),
+                    None => return Fate::Ended,
+                },
+                Some(done) = keeping.dials.join_next() => {
+                    if let Some(fate) = self.dialled(done, &mut keeping).await {
                         return fate;
                     }
                 }
-                // A lane that recovers is kept; one that does not is lost soon.
-                LaneNews::Stalled { lane } => debug!("lane {:016x} stands still", lane.0),
-                LaneNews::Drained { .. } => {}
-            }
-        }
-        Fate::Ended
-    }
-
-    fn lost(&mut self, lane: LaneId, reason: String, was_last: bool) {
-        debug!("lane lost: {reason}");
-        self.health.update(|health| health.lanes.retain(|facts| facts.lane != lane));
-        let held = self.sessions.iter().position(|held| held.lane == lane);
-        if let Some(at) = held {
-            let status = self.sessions.swap_remove(at).session.handle.status();
-            let too_big = matches!(status.failure, Some(SsmError::MessageTooBig(_)));
-            if (too_big || status.suspect_payload && status.cuts > 2) && self.path.use_small_messages() {
-                self.health.tell(Happening::SmallMessages);
-            }
-        }
-        if was_last {
-            self.health.begin_outage(engine::now(), reason);
-        }
-    }
-
-    /// Makes a lane where none is left, however often that takes.
-    pub async fn replace(&mut self, commands: &mpsc::Sender<Command>) -> Result<(), Fate> {
-        let health = self.health.clone();
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        loop {
-            let attempt = tokio::select! {
-                attempt = self.add(commands) => attempt,
-                // What is under way may wait for an answer that went to where this machine was before.
-                () = health.nudged() => {
-                    backoff.reset();
-                    continue;
+                Some(hiccup) = keeping.hiccups.1.recv() => self.hiccup(&hiccup, &mut keeping),
+                () = self.config.health.nudged() => {
+                    // What is under way may wait for an answer that went to where this machine was before.
+                    keeping.dials = JoinSet::new();
+                    keeping.keeper.dials_dropped();
+                    keeping.keeper.nudge();
                 }
-            };
-            match attempt {
-                Ok(welcomed) => {
-                    self.health.update(|health| health.resumes += u64::from(welcomed.resumed));
-                    self.health.end_outage(engine::now(), welcomed.resumed);
-                    return Ok(());
-                }
-                Err(error) if error.is_forgotten() => return Err(Fate::Forgotten),
-                Err(error) => {
-                    if error.wants_login() {
-                        self.path.renew_credentials().await;
+                () = sleep_until(wake) => {
+                    if keeping.look_at.is_some_and(|at| at <= engine::now()) {
+                        self.look(&mut keeping).await;
                     }
-                    self.health.trouble(engine::now(), error);
                 }
             }
-            if commands.is_closed() {
-                return Err(Fate::Ended);
+        }
+    }
+
+    async fn act(&mut self, action: Action, keeping: &mut Keeping<'_>) -> Option<Fate> {
+        match action {
+            Action::Dial => {
+                let config = &self.config;
+                let dial = Dial {
+                    path: config.path.clone(),
+                    timeout: config.timeout,
+                    ping_interval: config.ping_interval,
+                    compress: config.compress,
+                    pinned: config.pinned,
+                    ticket: self.ticket.clone(),
+                    roster: self.roster.clone(),
+                    commands: keeping.commands.clone(),
+                };
+                keeping.dials.spawn_local(dial.run());
             }
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next_delay(engine::random_u64() as u32)) => {}
-                () = health.nudged() => backoff.reset(),
+            Action::Retire(lane) => {
+                debug!("lane {:016x} is retired", lane.0);
+                keeping.command(Command::Retire(lane)).await;
+            }
+            Action::Drop(lane, why) => {
+                self.gone(lane, why.text(), keeping);
+                keeping.command(Command::Drop(lane, why.text().to_owned())).await;
+            }
+            Action::Sleep => {
+                self.asleep = true;
+                self.config.health.tell(Happening::Asleep);
+                return Some(Fate::Idle);
+            }
+            Action::GiveUp(end) => return Some(Fate::GaveUp(end, keeping.last_error.take())),
+        }
+        None
+    }
+
+    fn hear(&mut self, news: LaneNews, keeping: &mut Keeping<'_>) {
+        let now = engine::now();
+        match news {
+            LaneNews::Attached { .. } => {}
+            LaneNews::Lost { lane, reason, .. } => self.gone(lane, &reason, keeping),
+            LaneNews::Stalled { lane } => {
+                debug!("lane {:016x} stands still", lane.0);
+                keeping.keeper.doubt(lane, true);
+                keeping.look_at.get_or_insert(now + LOOK);
+            }
+            LaneNews::Drained { lane } => keeping.keeper.drained(lane, now),
+            LaneNews::Busy(busy) => {
+                keeping.keeper.set_busy(busy, now);
+                if !busy {
+                    keeping.set_load(0, now);
+                }
+                if busy && self.held.is_empty() {
+                    self.config.health.awaken(now);
+                }
+            }
+            LaneNews::Demand(demand) => keeping.set_load(demand.lanes(), now),
+        }
+    }
+
+    async fn dialled(
+        &mut self,
+        done: Result<Result<Dialled, LaneError>, JoinError>,
+        keeping: &mut Keeping<'_>,
+    ) -> Option<Fate> {
+        match done {
+            Ok(Ok(dialled)) => self.attach(dialled, keeping).await,
+            Ok(Err(error)) => return self.failed(error, keeping),
+            Err(error) => {
+                debug!("a dial failed: {error}");
+                keeping.keeper.dial_failed(false, random(), engine::now());
             }
         }
+        None
+    }
+
+    async fn attach(&mut self, dialled: Dialled, keeping: &mut Keeping<'_>) {
+        let Dialled { attach, welcomed, session, entry, began } = dialled;
+        let (lane, now) = (attach.lane, engine::now());
+        let timed = session.is_some().then(|| self.life.span(random()));
+        keeping.keeper.dialled(lane, usize::from(welcomed.max_lanes), timed, began);
+        let facts = LaneFacts {
+            lane,
+            kind: self.config.path.kind_name(),
+            session_id: session.as_ref().map(|session| session.id.clone()),
+            handle: session.as_ref().map(|session| session.handle.clone()),
+            since: now,
+            replaces: self.vacancies.pop(),
+        };
+        let watcher = session.as_ref().map(|session| {
+            let watching = watch(lane, session.handle.clone(), keeping.hiccups.0.clone());
+            tokio::task::spawn_local(watching).abort_handle()
+        });
+        let was_without = self.held.is_empty();
+        self.held.push(Held { lane, session, watcher, began, cut: false, _entry: entry });
+        let first = First { agent_version: welcomed.agent_version.clone(), agent_key: welcomed.agent_key };
+        self.config.pinned = Some(welcomed.agent_key);
+        self.ticket = Some(welcomed.ticket);
+        self.asleep = self.config.plan.lazy;
+        let resumed = u64::from(was_without && welcomed.resumed);
+        self.config.health.update(|health| health.resumes += resumed);
+        self.config.health.lane_made(facts, welcomed.agent_version);
+        self.config.health.end_outage(now, welcomed.resumed);
+        if let Some(waiting) = self.first.take() {
+            // Whoever started the session may have gone.
+            let _ = waiting.send(Ok(first));
+        } else if !self.greeted {
+            self.config.health.tell(Happening::Reached(first));
+        }
+        self.greeted = true;
+        keeping.command(Command::Attach(attach)).await;
+    }
+
+    fn failed(&mut self, error: LaneError, keeping: &mut Keeping<'_>) -> Option<Fate> {
+        debug!("no lane: {error}");
+        if error.is_forgotten() {
+            return Some(Fate::Forgotten);
+        }
+        if let Some(first) = self.first.take() {
+            let reason = error.to_string();
+            let _ = first.send(Err(error));
+            return Some(Fate::Refused(reason));
+        }
+        keeping.keeper.dial_failed(error.is_throttled(), random(), engine::now());
+        if self.held.iter().any(|held| !held.cut) {
+            // The others carry on; nobody needs to hear of it.
+            return None;
+        }
+        keeping.last_error = Some(self.config.health.trouble(engine::now(), error));
+        None
+    }
+
+    /// The lane carries nothing any more.
+    fn gone(&mut self, lane: LaneId, reason: &str, keeping: &mut Keeping<'_>) {
+        let Some(at) = self.held.iter().position(|held| held.lane == lane) else { return };
+        let held = self.held.swap_remove(at);
+        let by_plan = reason == Why::Retired.text();
+        keeping.keeper.lost(lane);
+        let now = engine::now();
+        self.config.health.lane_gone(lane, reason, by_plan, now);
+        if !by_plan {
+            self.vacancies.push(reason.to_owned());
+            self.vacancies.truncate(MOST_VACANCIES);
+            self.learn(&held, keeping.keeper.is_busy());
+        }
+        if self.held.iter().all(|held| held.cut) {
+            if keeping.keeper.is_needed() {
+                self.config.health.begin_outage(now, reason.to_owned());
+            } else {
+                self.config.health.rest(now);
+            }
+        } else if !by_plan {
+            self.config.health.tell_fault(reason, now);
+        }
+    }
+
+    /// What the end of a lane says about those that follow.
+    fn learn(&mut self, held: &Held, busy: bool) {
+        let Some(session) = &held.session else { return };
+        let status = session.handle.status();
+        let ended_by_aws = matches!(status.failure, Some(SsmError::Closed { greeted: true, .. }));
+        let age = engine::now().saturating_duration_since(held.began);
+        let learned = (ended_by_aws && busy).then(|| self.life.learn(age)).flatten();
+        let lesson = learned.map(Lesson::MaxSession);
+        let too_big = matches!(status.failure, Some(SsmError::MessageTooBig(_)));
+        let limit = Lesson::Limit(status.proven_payload.max(MIN_PAYLOAD));
+        let limit = (too_big || status.suspect_payload && status.cuts > 2).then_some(limit);
+        for lesson in lesson.into_iter().chain(limit) {
+            self.take_in(lesson);
+        }
+    }
+
+    fn take_in(&mut self, lesson: Lesson) {
+        let config = &mut self.config;
+        if !config.lessons.take(lesson) {
+            return;
+        }
+        info!("learned of the way to the agent: {lesson:?}");
+        config.path.heed(&config.lessons);
+        if lesson == Lesson::Limit(MIN_PAYLOAD) {
+            config.health.tell(Happening::SmallMessages);
+        }
+        // At the end of the session nobody remembers any more; a burst is told by the next one.
+        let _ = config.remember.try_send(config.lessons);
+    }
+
+    fn hiccup(&mut self, hiccup: &Hiccup, keeping: &mut Keeping<'_>) {
+        let Some(held) = self.held.iter_mut().find(|held| held.lane == hiccup.lane) else { return };
+        held.cut = hiccup.since.is_some();
+        // While nothing is to be carried its own recovery does.
+        keeping.keeper.doubt(hiccup.lane, held.cut && keeping.keeper.is_busy());
+        if !held.cut {
+            self.config.health.end_outage(engine::now(), true);
+            return;
+        }
+        let status = held.session.as_ref().map(|session| session.handle.status()).unwrap_or_default();
+        let last = status.resuming.and_then(|resuming| resuming.last_error);
+        let why = last.map_or_else(String::new, |last| format!(": {last}"));
+        if let Some(since) = hiccup.since
+            && self.held.iter().all(|held| held.cut)
+        {
+            self.config.health.begin_outage(since, format!("the SSM session's websocket was cut{why}"));
+        }
+    }
+
+    /// Asks the engine how the lanes fare.
+    async fn look(&mut self, keeping: &mut Keeping<'_>) {
+        keeping.look_at = None;
+        let Some(report) = keeping.report().await else { return };
+        let now = engine::now();
+        let loaded = keeping.loaded.is_some_and(|since| now.saturating_duration_since(since) > SILENCE);
+        for stats in &report.lanes {
+            // Under load it is asked each second whether it lives.
+            let silent = loaded
+                && now.saturating_duration_since(stats.last_heard) > SILENCE
+                && now.saturating_duration_since(stats.attached) > SILENCE;
+            let cut = self.held.iter().any(|held| held.lane == stats.lane && held.cut);
+            keeping.keeper.doubt(stats.lane, stats.stalled || silent || cut);
+        }
+        self.grow_messages();
+        if keeping.loaded.is_some() || keeping.keeper.has_doubts() {
+            keeping.look_at = Some(now + LOOK);
+        }
+    }
+
+    /// What live lanes have shown about the size of messages.
+    fn grow_messages(&mut self) {
+        let handles = self.held.iter().filter_map(|held| Some(&held.session.as_ref()?.handle));
+        let proven = handles.map(|handle| handle.status().proven_payload).max().unwrap_or_default();
+        if proven > 0 {
+            self.take_in(Lesson::Proven(proven));
+        }
+    }
+}
+
+impl Keeping<'_> {
+    /// A closed channel shows at once as the engine's end.
+    async fn command(&self, command: Command) {
+        let _ = self.commands.send(command).await;
+    }
+
+    async fn report(&self) -> Option<Report> {
+        let (sender, reply) = oneshot::channel();
+        self.command(Command::Report(sender)).await;
+        reply.await.ok()
+    }
+
+    fn set_load(&mut self, need: usize, now: Instant) {
+        self.keeper.set_need(need, now);
+        if need == 0 {
+            self.loaded = None;
+        } else {
+            self.loaded.get_or_insert(now);
+            self.look_at.get_or_insert(now + LOOK);
+        }
+    }
+
+    fn wake(&mut self) -> Option<Instant> {
+        self.keeper.poll_timeout(engine::now()).into_iter().chain(self.look_at).min()
     }
 }
 
 /// Tells when a lane is without its websocket for longer than anybody should wait without a word.
-async fn watch(handle: LaneHandle, health: HealthView) {
+async fn watch(lane: LaneId, handle: LaneHandle, hiccups: mpsc::Sender<Hiccup>) {
     loop {
         handle.until(false).await;
         let since = engine::now();
-        if tokio::time::timeout(HICCUP, handle.until(true)).await.is_err() {
-            let status = handle.status();
-            let last = status.resuming.and_then(|resuming| resuming.last_error);
-            let why = last.map_or_else(String::new, |last| format!(": {last}"));
-            health.begin_outage(since, format!("the SSM session's websocket was cut{why}"));
+        if tokio::time::timeout(MOMENT, handle.until(true)).await.is_err() {
+            // Nobody listens any more when the trunk has ended, and then this ends too.
+            let _ = hiccups.send(Hiccup { lane, since: Some(since) }).await;
             handle.until(true).await;
+            let _ = hiccups.send(Hiccup { lane, since: None }).await;
         }
-        health.end_outage(engine::now(), true);
     }
 }
 
-/// How much of the trunk's stream has arrived.
-async fn received(commands: &mpsc::Sender<Command>) -> u64 {
-    let (sender, reply) = oneshot::channel();
-    if commands.send(Command::Report(sender)).await.is_err() {
-        return 0;
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
-    reply.await.map_or(0, |report| report.trunk.received)
+}
+
+fn random() -> u32 {
+    engine::random_u64() as u32
 }
 
 /// SSM websockets are recycled now and then, which takes less.
-const HICCUP: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_secs(1);
+/// How often lanes are looked at while there is much to carry, or one of them stands still.
+const LOOK: Duration = Duration::from_millis(500);
+/// A lane that is asked each second and says nothing for so long stands still.
+const SILENCE: Duration = Duration::from_secs(2);
+const MOST_VACANCIES: usize = 32;

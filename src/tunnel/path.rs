@@ -15,10 +15,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
 
+use super::lessons::Lessons;
 use crate::os::bypass;
 use crate::ssm::api::{Api, SessionTicket};
 use crate::ssm::api_error::ApiError;
-use crate::ssm::channel::MIN_PAYLOAD;
 use crate::ssm::socket::{LaneConfig, LaneError as SsmError, LaneHandle, SsmLane};
 
 /// The way every lane of a session takes.
@@ -31,7 +31,7 @@ pub enum Path {
 /// SSM sessions to one instance.
 #[derive(Clone)]
 pub struct SsmPath {
-    pub api: Api,
+    pub api: SharedApi,
     /// Where API calls run, so that none is cut off when its lane is no longer wanted.
     pub runtime: tokio::runtime::Handle,
     pub instance: String,
@@ -40,8 +40,25 @@ pub struct SsmPath {
     /// Told to AWS as the session's reason, so that leftovers can be recognised.
     pub reason: String,
     pub sessions: Sessions,
-    /// Something on the way takes no messages above 1 KiB.
-    pub small_messages: bool,
+    pub lessons: Lessons,
+}
+
+/// The calls to AWS with the credentials of now, for all who hold the path.
+#[derive(Clone)]
+pub struct SharedApi(Arc<Mutex<Api>>);
+
+impl SharedApi {
+    pub fn new(api: Api) -> Self {
+        Self(Arc::new(Mutex::new(api)))
+    }
+
+    pub fn get(&self) -> Api {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, api: Api) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = api;
+    }
 }
 
 /// A byte carrier that is open, and the SSM session behind it.
@@ -110,7 +127,7 @@ impl Path {
     pub fn region(&self) -> Option<String> {
         match self {
             Self::Tcp { .. } => None,
-            Self::Ssm(path) => Some(path.api.region().to_owned()),
+            Self::Ssm(path) => Some(path.api.get().region().to_owned()),
         }
     }
 
@@ -134,16 +151,16 @@ impl Path {
         }
     }
 
-    /// From now on no message above 1 KiB, which every path takes; false where that changes nothing.
-    pub fn use_small_messages(&mut self) -> bool {
+    /// From now on lanes are made as these have taught.
+    pub(super) fn heed(&mut self, lessons: &Lessons) {
         match self {
-            Self::Tcp { .. } => false,
-            Self::Ssm(path) => !std::mem::replace(&mut path.small_messages, true),
+            Self::Tcp { .. } => {}
+            Self::Ssm(path) => path.lessons = *lessons,
         }
     }
 
     /// Reads the AWS files and the environment again: somebody may have logged in anew.
-    pub async fn renew_credentials(&mut self) {
+    pub async fn renew_credentials(&self) {
         match self {
             Self::Tcp { .. } => {}
             Self::Ssm(path) => path.renew_credentials().await,
@@ -154,7 +171,7 @@ impl Path {
     pub async fn addresses(&self) -> Vec<IpAddr> {
         let hosts = match self {
             Self::Tcp { address, .. } => vec![address.clone()],
-            Self::Ssm(path) => path.api.hosts().iter().map(|host| format!("{host}:443")).collect(),
+            Self::Ssm(path) => path.api.get().hosts().iter().map(|host| format!("{host}:443")).collect(),
         };
         let lookups = hosts.into_iter().map(|host| async move {
             let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host(host)).await;
@@ -203,13 +220,11 @@ async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
 impl SsmPath {
     async fn open(&self, deadline: Duration) -> Result<Opened, OpenError> {
         let started = tokio::time::timeout(deadline, self.start()).await;
-        let Started { ticket, mut guard } =
-            started.unwrap_or_else(|_| Err(OpenError::SlowStart { deadline, why: self.api.delay() }))?;
+        let Started { ticket, mut guard } = started
+            .unwrap_or_else(|_| Err(OpenError::SlowStart { deadline, why: self.api.get().delay() }))?;
         let mut config = LaneConfig::port(&self.instance, &self.document, self.port);
-        if self.small_messages {
-            config.channel.max_payload = MIN_PAYLOAD;
-        }
-        let attached = tokio::time::timeout(deadline, SsmLane::attach(&self.api, ticket, config)).await;
+        (config.channel.max_payload, config.most_payload) = self.lessons.payload();
+        let attached = tokio::time::timeout(deadline, SsmLane::attach(&self.api.get(), ticket, config)).await;
         let lane = attached.unwrap_or(Err(SsmError::OpenTimeout(deadline)))?;
         guard.handle = lane.handle();
         Ok(Opened { io: Box::new(lane), session: Some(guard) })
@@ -224,7 +239,8 @@ impl SsmPath {
         self.runtime.spawn(async move {
             let port = path.port.to_string();
             let parameters = [("portNumber", port.as_str())];
-            let started = path.api.start(&path.instance, &path.document, &parameters, Some(&path.reason));
+            let api = path.api.get();
+            let started = api.start(&path.instance, &path.document, &parameters, Some(&path.reason));
             let started = started.await.map(|ticket| {
                 call.succeeded(&ticket.session_id);
                 let id = ticket.session_id.clone();
@@ -237,11 +253,11 @@ impl SsmPath {
         Ok(started.await.map_err(|_| OpenError::Ending)??)
     }
 
-    async fn renew_credentials(&mut self) {
-        let api = self.api.clone();
+    async fn renew_credentials(&self) {
+        let api = self.api.get();
         // Without success the old ones are as good as any.
         if let Ok(Ok(renewed)) = self.runtime.spawn(async move { api.renewed().await }).await {
-            self.api = renewed;
+            self.api.set(renewed);
         }
     }
 
@@ -250,7 +266,7 @@ impl SsmPath {
         let Some(call) = self.sessions.take(session) else { return };
         let (path, session) = (self.clone(), session.to_owned());
         self.runtime.spawn(async move {
-            match path.api.terminate(&session).await {
+            match path.api.get().terminate(&session).await {
                 Ok(()) => debug!("ended SSM session {session}"),
                 Err(error) => warn!("could not end SSM session {session}: {error}; its idle timeout will"),
             }

@@ -43,6 +43,20 @@ pub enum LaneNews {
     Drained {
         lane: LaneId,
     },
+    /// Whether flows are open or bytes under way, with or without a lane.
+    Busy(bool),
+    /// How many lanes would be of use from now on.
+    Demand(Demand),
+}
+
+/// When lanes are asked whether they live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pinging {
+    /// While flows are open or bytes under way.
+    #[default]
+    WhileBusy,
+    Always,
+    Never,
 }
 
 /// A lane whose hello is done.
@@ -67,6 +81,8 @@ pub enum Command {
     LiveLanes(Vec<LaneId>),
     /// Nothing new is put on this lane any more; `LaneNews::Drained` follows.
     Retire(LaneId),
+    /// Closes a lane for this reason.
+    Drop(LaneId, String),
     Report(oneshot::Sender<Report>),
     /// Tells of the flows in a page that begins at this place; the first is 0, the next in the answer.
     Flows(u32, oneshot::Sender<FlowPage>),

@@ -233,7 +233,8 @@ impl Side {
         let on_lane = Box::new(move |news| match news {
             LaneNews::Attached { lane, .. } => lanes.borrow_mut().push(lane),
             LaneNews::Lost { lane, .. } => lanes.borrow_mut().retain(|live| *live != lane),
-            LaneNews::Stalled { .. } | LaneNews::Drained { .. } => {}
+            LaneNews::Stalled { .. } | LaneNews::Drained { .. } | LaneNews::Busy(_) | LaneNews::Demand(_) => {
+            }
         });
         let config = Config { role, ping_interval: Duration::from_millis(300), entropy: 1, on_lane };
         let (commands, inbox) = mpsc::channel(16);
@@ -540,6 +541,7 @@ fn lane_of(command: &Command) -> Option<u64> {
         Command::Attach(attach) => Some(attach.lane.0),
         Command::LiveLanes(_)
         | Command::Retire(_)
+        | Command::Drop(..)
         | Command::Report(_)
         | Command::Flows(..)
         | Command::Kill(..)

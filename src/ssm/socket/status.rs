@@ -24,6 +24,8 @@ pub struct LaneStatus {
     pub garbage: u32,
     /// The websocket was cut within 2 s of the first message above 1 KiB: the path may not take them.
     pub suspect_payload: bool,
+    /// The largest size of upstream messages that is known to pass, 0 before one is.
+    pub proven_payload: usize,
     /// Why the lane is over.
     pub failure: Option<LaneError>,
 }

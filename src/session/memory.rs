@@ -1,0 +1,88 @@
+//! What lanes have taught about the way to each agent: one line per agent, `<place> since=<Unix seconds> <lessons>`.
+//!
+//! Accounts and networks change, so what is older than a month is not believed any more.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::os::identity;
+use crate::tunnel::lessons::Lessons;
+
+/// The file, beside that of the known agents and read and written as who typed the command.
+pub(super) struct Memory {
+    path: PathBuf,
+}
+
+impl Memory {
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// What is known of `place`; nothing where the file cannot be read, which costs only time.
+    pub(super) fn find(&self, place: &str, now: u64) -> Lessons {
+        let text = identity::as_caller(|| self.read()).unwrap_or_default();
+        let found = text.lines().filter_map(|line| line.split_once(' ')).find(|(known, _)| *known == place);
+        let lessons = found.map(|(_, rest)| rest).filter(|rest| is_fresh(rest, now));
+        lessons.map(Lessons::parse).unwrap_or_default()
+    }
+
+    pub(super) fn remember(&self, place: &str, lessons: &Lessons, now: u64) -> io::Result<()> {
+        identity::as_caller(|| {
+            let text = self.read()?;
+            let others = text.lines().filter(|line| line.split(' ').next() != Some(place));
+            let line = format!("{place} since={now} {lessons}");
+            let lines: Vec<&str> = others.chain(std::iter::once(line.as_str())).collect();
+            if let Some(directory) = self.path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            let fresh = self.path.with_extension("new");
+            // The latest ones: nobody has so many agents.
+            let kept = &lines[lines.len().saturating_sub(MOST)..];
+            fs::write(&fresh, kept.join("\n") + "\n")?;
+            fs::rename(&fresh, &self.path)
+        })
+    }
+
+    fn read(&self) -> io::Result<String> {
+        match fs::read_to_string(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            read => read,
+        }
+    }
+}
+
+fn is_fresh(rest: &str, now: u64) -> bool {
+    let since = rest.split_whitespace().find_map(|word| word.strip_prefix("since=")?.parse::<u64>().ok());
+    since.is_some_and(|since| now.saturating_sub(since) < BELIEVED.as_secs())
+}
+
+const BELIEVED: Duration = Duration::from_secs(30 * 24 * 3600);
+const MOST: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lessons_are_found_for_a_month_and_the_last_word_holds() {
+        let directory = std::env::temp_dir().join(format!("ssm-proxy-memory-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let memory = Memory::at(directory.join("lanes"));
+        let (old, new) = (Lessons::parse("max_session=1800"), Lessons::parse("max_session=600 limit=1024"));
+        assert_eq!(memory.find("i-1:742", 0), Lessons::default());
+        memory.remember("i-1:742", &old, 1000).unwrap();
+        memory.remember("i-2:742", &old, 1000).unwrap();
+        memory.remember("i-1:742", &new, 2000).unwrap();
+
+        assert_eq!(memory.find("i-1:742", 2000), new);
+        assert_eq!(memory.find("i-2:742", 2000), old);
+        let month = BELIEVED.as_secs();
+        assert_eq!(memory.find("i-1:742", 1999 + month), new);
+        assert_eq!(memory.find("i-1:742", 2000 + month), Lessons::default());
+        let text = fs::read_to_string(directory.join("lanes")).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
