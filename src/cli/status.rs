@@ -151,7 +151,18 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
     let lanes: Vec<_> =
         sessions.iter().flat_map(|s| s.lanes.iter().map(|lane| lane_row(&s.name, lane))).collect();
     if !lanes.is_empty() {
-        let headings = ["SESSION", "LANE", "KIND", "RTT", "AGE", "IN FLIGHT", "TX/RX", "SSM SESSION"];
+        let headings = [
+            "SESSION",
+            "LANE",
+            "KIND",
+            "STATE",
+            "RTT",
+            "AGE",
+            "IN FLIGHT",
+            "RATE TX/RX",
+            "TX/RX",
+            "SSM SESSION",
+        ];
         parts.push(print::table(&headings, &[], lanes));
     }
     let limits: Vec<_> = sessions
@@ -165,6 +176,10 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
     let dropped: Vec<_> = sessions.iter().filter_map(dropped).collect();
     if !dropped.is_empty() {
         parts.push(dropped.join("\n"));
+    }
+    let stories: Vec<_> = sessions.iter().filter_map(story).collect();
+    if !stories.is_empty() {
+        parts.push(stories.join("\n"));
     }
     let errors: Vec<_> = sessions
         .iter()
@@ -227,13 +242,52 @@ fn lane_row(session: &str, lane: &control::Lane) -> Vec<String> {
         session.to_owned(),
         lane.id.clone(),
         lane.kind.clone(),
+        lane_state(lane).to_owned(),
         lane.rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1}ms")),
         print::duration(lane.age_seconds),
-        print::bytes(lane.in_flight),
+        format!("{} of {}", print::bytes(lane.in_flight), print::bytes(lane.window)),
+        format!("{} / {}", rate(lane.rate_tx), rate(lane.rate_rx)),
         both_ways(lane.bytes_tx, lane.bytes_rx),
         lane.session_id.clone().unwrap_or_else(|| "-".to_owned()),
     ]
 }
+
+fn lane_state(lane: &control::Lane) -> &'static str {
+    match (lane.stalled, lane.retiring) {
+        (true, _) => "stalled",
+        (false, true) => "retiring",
+        (false, false) => "up",
+    }
+}
+
+fn rate(bytes_a_second: u64) -> String {
+    print::rate(bytes_a_second, Duration::from_secs(1))
+}
+
+/// What the trunk under the lanes went through, and the latest turns of the session.
+fn story(session: &control::Status) -> Option<String> {
+    let control::Trunk { resent, lost, .. } = session.trunk;
+    let mut lines = Vec::new();
+    if session.resumes + lost > 0 || resent > 0 {
+        lines.push(format!(
+            "{}: resumed {} times, begun anew {lost} times, {} sent again",
+            session.name,
+            session.resumes,
+            print::bytes(resent)
+        ));
+    }
+    let now = session.started_at + session.uptime_seconds;
+    // The first turn is the connection itself.
+    let latest = session.history.iter().skip(1).rev().take(SHOWN_TURNS).rev();
+    lines.extend(latest.map(|turn| {
+        let ago = print::duration(now.saturating_sub(turn.at));
+        format!("{}: {ago} ago: {}", session.name, print::clean(&turn.what))
+    }));
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// `--json` has them all.
+const SHOWN_TURNS: usize = 5;
 
 fn both_ways(tx: u64, rx: u64) -> String {
     format!("{} / {}", print::bytes(tx), print::bytes(rx))
@@ -264,8 +318,8 @@ mod tests {
 SESSION  VIA                  STATE  DEVICE  CIDR        UPTIME  TX/RX            FLOWS
 prod     i-0123456789abcdef0  up     ssmp0   10.0.0.0/8  2h 34m  1.3GB / 891.3MB  3
 
-SESSION  LANE  KIND  RTT     AGE    IN FLIGHT  TX/RX          SSM SESSION
-prod     1     ssm   31.2ms  1m 0s  16.4kB     1.0kB / 2.0kB  dev-0a1b2c"
+SESSION  LANE  KIND  STATE  RTT     AGE    IN FLIGHT         RATE TX/RX          TX/RX          SSM SESSION
+prod     1     ssm   up     31.2ms  1m 0s  16.4kB of 65.5kB  500B/s / 800.0kB/s  1.0kB / 2.0kB  dev-0a1b2c"
         );
     }
 

@@ -85,6 +85,11 @@ pub struct Status {
     pub flows_total: u64,
     pub flows_refused: u64,
     pub lanes: Vec<Lane>,
+    /// How many there are to be now.
+    pub lanes_wanted: u64,
+    pub trunk: Trunk,
+    /// What became of the session lately, the oldest first.
+    pub history: Vec<Turn>,
     /// How often the trunk went on after it had lost its last lane.
     pub resumes: u64,
     /// What else the device's side counted, by name.
@@ -107,8 +112,46 @@ pub struct Lane {
     pub age_seconds: u64,
     pub rtt_ms: Option<f64>,
     pub in_flight: u64,
+    /// How much may be in flight.
+    pub window: u64,
+    /// Bytes a second now.
+    pub rate_tx: u64,
+    pub rate_rx: u64,
     pub bytes_tx: u64,
     pub bytes_rx: u64,
+    /// Nothing comes back on it for a while.
+    pub stalled: bool,
+    /// It makes room for another.
+    pub retiring: bool,
+    /// Why the lane went whose place it took.
+    pub replaces: Option<String>,
+}
+
+/// The lasting connection that the lanes carry.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Trunk {
+    /// Bytes sent again on another lane.
+    pub resent: u64,
+    /// Bytes that came twice.
+    pub duplicates: u64,
+    /// Bytes that wait for the agent's acknowledgement.
+    pub unacknowledged: u64,
+    /// Bytes that wait for earlier ones.
+    pub held: u64,
+    /// Bytes that the agent takes beyond those.
+    pub credit: u64,
+    /// Trunks that ended and took their connections with them.
+    pub lost: u64,
+}
+
+/// A turn in a session's life.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Turn {
+    /// Unix seconds.
+    pub at: u64,
+    /// From there on.
+    pub state: State,
+    pub what: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -223,9 +266,18 @@ pub(crate) mod tests {
                 age_seconds: 60,
                 rtt_ms: Some(31.25),
                 in_flight: 16384,
+                window: 65536,
+                rate_tx: 500,
+                rate_rx: 800_000,
                 bytes_tx: 1000,
                 bytes_rx: 2000,
+                stalled: false,
+                retiring: false,
+                replaces: None,
             }],
+            lanes_wanted: 1,
+            trunk: Trunk::default(),
+            history: Vec::new(),
             resumes: 1,
             counters: std::collections::BTreeMap::new(),
             last_error: None,

@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Device;
 use crate::config::Plan;
-use crate::control::{Flow, Killed, Lane, SCHEMA, State, Status};
+use crate::control::{self, Flow, Killed, Lane, SCHEMA, State, Status};
 use crate::engine::{self, Ask};
 use crate::flows;
 use crate::netstack::DropReason;
 use crate::tunnel::health::{Health, HealthView};
+use crate::tunnel::history::Turn;
 
 /// Puts together what the data thread counts, what the tunnel knows, and what was asked for.
 pub(super) struct Teller {
@@ -52,6 +53,9 @@ impl Teller {
             flows_total: 0,
             flows_refused: 0,
             lanes: Vec::new(),
+            lanes_wanted: 0,
+            trunk: control::Trunk::default(),
+            history: Vec::new(),
             resumes: 0,
             counters: BTreeMap::new(),
             last_error: None,
@@ -97,6 +101,9 @@ impl Teller {
             flows_total: report.flows_total,
             flows_refused: report.flows_refused,
             lanes: lanes(&report, &health),
+            lanes_wanted: health.lanes_wanted as u64,
+            trunk: trunk(&report, &health),
+            history: health.history.turns().map(turn).collect(),
             resumes: health.resumes,
             counters,
             last_error: health.trouble.as_ref().map(|trouble| trouble.what.clone()),
@@ -157,11 +164,33 @@ fn lanes(report: &Report, health: &Health) -> Vec<Lane> {
                 age_seconds: facts.map_or(0, |facts| facts.since.elapsed().as_secs()),
                 rtt_ms: stats.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
                 in_flight: stats.in_flight as u64,
+                window: stats.window as u64,
+                rate_tx: stats.send_rate,
+                rate_rx: stats.receive_rate,
                 bytes_tx: stats.sent,
                 bytes_rx: stats.received,
+                stalled: stats.stalled,
+                retiring: stats.retiring,
+                replaces: facts.and_then(|facts| facts.replaces.clone()),
             }
         })
         .collect()
+}
+
+fn trunk(report: &Report, health: &Health) -> control::Trunk {
+    let trunk = &report.trunk;
+    control::Trunk {
+        resent: trunk.resent,
+        duplicates: trunk.duplicates,
+        unacknowledged: trunk.unacknowledged as u64,
+        held: trunk.held as u64,
+        credit: trunk.credit,
+        lost: health.trunks_lost,
+    }
+}
+
+fn turn(turn: &Turn) -> control::Turn {
+    control::Turn { at: unix_at(turn.at), state: turn.state, what: turn.what.clone() }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a driver: when the session began, for people")]

@@ -1,0 +1,375 @@
+//! Several SSM sessions for one tunnel: as many as are wanted, replaced when they fail or before, none when idle.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a step that fails ends the test")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netstack_tests::require_netns;
+use netstack_tests::servers::{self, noise};
+use netstack_tests::ssm::{self, ApiFailure, Operation, Simulator};
+use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, UP, Vpc};
+use rustix::process::Signal;
+
+struct World {
+    client: Process,
+    simulator: Simulator,
+    vpc: Vpc,
+}
+
+impl World {
+    fn new(config: ssm::Config, arguments: &[&str]) -> Self {
+        let vpc = Vpc::new(&[]).unwrap();
+        let simulator = vpc.simulator(config).unwrap();
+        let client = vpc.up(&simulator.env(), &[&["--instance", INSTANCE], arguments].concat()).unwrap();
+        Self { client, simulator, vpc }
+    }
+
+    fn sessions(&self) -> Vec<String> {
+        self.simulator.active_sessions().into_iter().map(|session| session.id).collect()
+    }
+
+    /// Waits until the tunnel has so many lanes.
+    #[track_caller]
+    fn await_lanes(&self, count: usize) -> serde_json::Value {
+        let mut status = serde_json::Value::Null;
+        until(&format!("a tunnel of {count} lanes"), || {
+            status = self.vpc.status().unwrap();
+            status["lanes"].as_array().is_some_and(|lanes| lanes.len() == count)
+        });
+        status
+    }
+
+    fn serve(&self, each: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
+        servers::serve(&self.vpc.vpc, &format!("{TARGET}:0"), each).unwrap()
+    }
+
+    /// A target that sends so much of [`noise`].
+    fn source(&self, length: usize) -> SocketAddr {
+        self.serve(move |mut stream| drop(stream.write_all(&noise(length, 7))))
+    }
+
+    fn connect(&self, address: SocketAddr) -> TcpStream {
+        let stream = self.vpc.laptop.enter(|| TcpStream::connect_timeout(&address, DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    fn echoes(&self) {
+        let mut stream = self.connect(self.serve(servers::echo));
+        round_trip(&mut stream);
+    }
+
+    fn finish(mut self) {
+        let status = self.client.end(Signal::INT).unwrap();
+        assert_eq!(status.code(), Some(130), "{}", self.client.seen.join("\n"));
+        self.simulator.assert_clean();
+        assert_eq!(self.sessions(), Vec::<String>::new());
+    }
+}
+
+fn round_trip(stream: &mut TcpStream) {
+    stream.write_all(b"ping").unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"ping");
+}
+
+/// What came, how long it took, and the longest time without a byte.
+struct Download {
+    time: Duration,
+    pause: Duration,
+}
+
+/// Reads all of [`World::source`]; `half` is told when the half of it is there.
+fn download(mut stream: TcpStream, length: usize, half: &mpsc::Sender<()>) -> Download {
+    let expected = noise(length, 7);
+    let (began, mut last, mut pause) = (now(), now(), Duration::ZERO);
+    let (mut read, mut buffer) = (0, vec![0; 64 << 10]);
+    loop {
+        let count = stream.read(&mut buffer).unwrap();
+        if count == 0 {
+            break;
+        }
+        pause = pause.max(last.elapsed());
+        last = now();
+        assert!(expected[read..].starts_with(&buffer[..count]), "other bytes at {read}");
+        if read < length / 2 && read + count >= length / 2 {
+            let _ = half.send(());
+        }
+        read += count;
+    }
+    assert_eq!(read, length);
+    Download { time: began.elapsed(), pause }
+}
+
+/// A download that is disturbed when half of it is there.
+fn disturbed(world: &World, length: usize, disturb: impl FnOnce(&World)) -> Download {
+    let stream = world.connect(world.source(length));
+    let (half, reached) = mpsc::channel();
+    let reader = thread::spawn(move || download(stream, length, &half));
+    reached.recv_timeout(DEADLINE).unwrap();
+    disturb(world);
+    reader.join().unwrap()
+}
+
+#[track_caller]
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = now() + DEADLINE;
+    while !so() {
+        assert!(now() < deadline, "{what} did not come about");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[test]
+fn four_lanes_carry_one_download_nearly_four_times_as_fast_and_auto_finds_them() {
+    require_netns!();
+    let pace = |lanes: &str, length: usize| {
+        let world = World::new(ssm::Config::default(), &["--lanes", lanes]);
+        if let Ok(count) = lanes.parse() {
+            world.await_lanes(count);
+        }
+        let told = mpsc::channel().0;
+        let stream = world.connect(world.source(length));
+        let took = download(stream, length, &told).time;
+        let sessions = world.sessions().len();
+        world.finish();
+        (length as f64 / took.as_secs_f64(), sessions)
+    };
+    let (one, _) = pace("1", 3 << 20);
+    let (four, _) = pace("4", 10 << 20);
+    let (auto, sessions) = pace("auto", 16 << 20);
+    eprintln!("MB/s: one {:.2}, four {:.2}, auto {:.2} over {sessions}", one / 1e6, four / 1e6, auto / 1e6);
+    assert!(four >= 3.5 * one, "{four} is not 3.5 times {one}");
+    assert!(sessions > 2 && auto > 1.5 * one, "{auto} over {sessions} lanes, one has {one}");
+}
+
+#[test]
+fn a_lane_that_ends_under_a_transfer_is_replaced_and_costs_no_stall() {
+    require_netns!();
+    let mut world = World::new(ssm::Config::default(), &["--lanes", "4"]);
+    world.await_lanes(4);
+    let lost = world.sessions()[1].clone();
+    let took = disturbed(&world, 10 << 20, |world| {
+        world.simulator.end_session(&lost, "ended by the test");
+    });
+    assert!(took.pause < Duration::from_millis(1500), "it stood still for {:?}", took.pause);
+    let status = world.await_lanes(4);
+    assert!(!world.sessions().contains(&lost));
+    let replaces = |lane: &serde_json::Value| lane["replaces"].as_str().map(str::to_owned);
+    let told: Vec<String> = status["lanes"].as_array().unwrap().iter().filter_map(replaces).collect();
+    assert!(told.len() == 1 && told[0].contains("ended by the test"), "{status}");
+    world.client.wait_for("replacing a lane", DEADLINE).unwrap();
+    assert_eq!(status["state"], "up");
+    world.finish();
+}
+
+#[test]
+fn a_lane_that_leads_nowhere_is_replaced_within_seconds() {
+    require_netns!();
+    let world = World::new(ssm::Config::default(), &["--lanes", "4"]);
+    world.await_lanes(4);
+    let mute = world.sessions()[2].clone();
+    let began = now();
+    let took = disturbed(&world, 18 << 20, |world| {
+        world.simulator.black_hole_client(&mute);
+        let cut = now();
+        until("a replacement", || {
+            let status = world.vpc.status().unwrap();
+            let lanes = status["lanes"].as_array().unwrap();
+            lanes.len() == 4 && !lanes.iter().any(|lane| lane["session_id"] == mute.as_str())
+        });
+        eprintln!("replaced after {:?}", cut.elapsed());
+        assert!(cut.elapsed() < Duration::from_secs(5), "{:?}", cut.elapsed());
+    });
+    eprintln!("pause {:?}, in all {:?}", took.pause, began.elapsed());
+    assert!(took.pause < Duration::from_millis(1500), "it stood still for {:?}", took.pause);
+    world.finish();
+}
+
+#[test]
+fn planned_replacement_is_not_felt() {
+    require_netns!();
+    let mut config = ssm::Config::fast();
+    config.knobs.max_duration = Some(Duration::from_secs(5));
+    let world = World::new(config, &["--lanes", "2", "--max-session-duration", "5s"]);
+    let mut open = world.connect(world.serve(servers::echo));
+    let (began, mut slowest) = (now(), Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(9) {
+        let asked = now();
+        round_trip(&mut open);
+        slowest = slowest.max(asked.elapsed());
+        thread::sleep(Duration::from_millis(10));
+    }
+    let all = world.simulator.sessions();
+    eprintln!("{} sessions, slowest round trip {slowest:?}", all.len());
+    assert!(all.len() >= 4, "{all:?}");
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    let ended: Vec<_> = all.iter().filter_map(|session| session.ended.clone()).collect();
+    assert!(ended.iter().all(|why| why == "TerminateSession"), "AWS was quicker: {ended:?}");
+    world.finish();
+}
+
+#[test]
+fn a_lazy_session_starts_with_its_first_connection() {
+    require_netns!();
+    let mut world = World::new(ssm::Config::fast(), &["--lazy"]);
+    assert_eq!(world.simulator.calls(Operation::StartSession), 0);
+    assert_eq!(world.vpc.status().unwrap()["state"], "idle");
+    world.echoes();
+    world.client.wait_for("reached ssm-proxy-agent", DEADLINE).unwrap();
+    assert_eq!(world.simulator.calls(Operation::StartSession), 1);
+    assert_eq!(world.vpc.status().unwrap()["state"], "up");
+    world.finish();
+}
+
+#[test]
+fn an_idle_tunnel_closes_and_the_next_connection_opens_it() {
+    require_netns!();
+    let mut world = World::new(ssm::Config::fast(), &["--idle-timeout", "1s"]);
+    for _ in 0..2 {
+        world.echoes();
+        world.client.wait_for("closed the tunnel", DEADLINE).unwrap();
+        until("the end of its session", || world.sessions().is_empty());
+        assert_eq!(world.vpc.status().unwrap()["state"], "idle");
+    }
+    let status = world.vpc.client(&[], &["status"]).output().unwrap();
+    assert_eq!(status.status.code(), Some(0), "idle is in order");
+    world.echoes();
+    world.finish();
+}
+
+#[test]
+fn so_many_tries_and_no_more_or_none_at_all() {
+    require_netns!();
+    for (arguments, words) in [
+        (&["--max-retries", "2", "--reconnect-delay", "200ms"][..], "2 tries to make it anew have failed"),
+        (&["--auto-reconnect=false"], "--auto-reconnect=false says not to"),
+    ] {
+        let mut world = World::new(ssm::Config::fast(), arguments);
+        let mut open = world.connect(world.serve(servers::echo));
+        round_trip(&mut open);
+        let calls = world.simulator.calls(Operation::StartSession);
+        world.simulator.instances(|instances| instances[0].online = false);
+        let session = world.sessions().remove(0);
+        world.simulator.end_session(&session, "ended by the test");
+        let status = world.client.wait(DEADLINE).unwrap();
+        let said = world.client.seen.join("\n");
+        assert_eq!(status.code(), Some(5), "{said}");
+        assert!(
+            said.contains(words) && said.contains("ended by the test") && said.contains("try: "),
+            "{said}"
+        );
+        let tried = world.simulator.calls(Operation::StartSession) - calls;
+        assert_eq!(tried, if words.starts_with('2') { 2 } else { 0 }, "{said}");
+        assert!(open.read(&mut [0]).map_or(true, |read| read == 0), "its connections are gone");
+    }
+}
+
+#[test]
+fn throttled_calls_come_slower_and_all_lanes_come_in_the_end() {
+    require_netns!();
+    let mut config = ssm::Config::fast();
+    config.knobs.starts_per_second = Some(1);
+    let world = World::new(config, &["--lanes", "4"]);
+    world.echoes();
+    world.await_lanes(4);
+    let calls = world.simulator.calls(Operation::StartSession);
+    eprintln!("{calls} calls for 4 lanes at one a second");
+    assert!(calls <= 16, "{calls} calls");
+    world.finish();
+}
+
+#[test]
+fn a_credential_process_is_asked_again_when_its_keys_have_expired() {
+    require_netns!();
+    let vpc = Vpc::new(&[]).unwrap();
+    let simulator = vpc.simulator(ssm::Config::fast()).unwrap();
+    let home = vpc.dir.path();
+    let keys = |key: &str, secret: &str| {
+        let expiry = "2099-01-01T00:00:00Z";
+        let json = format!(
+            r#"{{"Version":1,"AccessKeyId":"{key}","SecretAccessKey":"{secret}","Expiration":"{expiry}"}}"#
+        );
+        fs::write(home.join("keys.json"), json).unwrap();
+    };
+    let program = home.join("credentials");
+    fs::write(&program, format!("#!/bin/sh\ncat {}/keys.json\n", home.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(home.join(".aws")).unwrap();
+    let profile =
+        format!("[profile sim]\nregion = eu-central-1\ncredential_process = {}\n", program.display());
+    fs::write(home.join(".aws/config"), profile).unwrap();
+    let environment = simulator.env();
+    let value = |name: &str| environment.iter().find(|(key, _)| key == name).unwrap().1.clone();
+    keys(&value("AWS_ACCESS_KEY_ID"), &value("AWS_SECRET_ACCESS_KEY"));
+    let hidden = ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let visible: Vec<_> =
+        environment.iter().filter(|(name, _)| !hidden.contains(&name.as_str())).cloned().collect();
+    let mut command = vpc.client(&visible, &["up", "--profile", "sim", "--instance", INSTANCE]);
+    let log = home.join("log");
+    command.args(["--cidr", "10.20.0.0/16", "--debug", "--log-file"]).arg(&log);
+    let mut client = Process::start(&mut command).unwrap();
+    client.wait_for(UP, DEADLINE).unwrap();
+    let world = World { client, simulator, vpc };
+    let mut open = world.connect(world.serve(servers::echo));
+    round_trip(&mut open);
+
+    world.simulator.expire_credentials();
+    let (key, secret) = ("AKIASIMULATED0000002", "another/secret+key");
+    world.simulator.add_credentials(key, secret, None);
+    let home = world.vpc.dir.path().to_owned();
+    let json = format!(r#"{{"Version":1,"AccessKeyId":"{key}","SecretAccessKey":"{secret}"}}"#);
+    fs::write(home.join("keys.json"), json).unwrap();
+    let session = world.sessions().remove(0);
+    world.simulator.end_session(&session, "ended by the test");
+    round_trip(&mut open);
+
+    let pid = world.client.id();
+    world.finish();
+    let logged = fs::read_to_string(log).unwrap();
+    assert!(
+        !logged.contains(secret) && !logged.contains(&value("AWS_SECRET_ACCESS_KEY")),
+        "a secret of {pid}"
+    );
+    assert!(!logged.contains("TokenValue"), "{logged}");
+}
+
+#[test]
+fn a_forgotten_trunk_of_several_lanes_is_begun_anew_once() {
+    require_netns!();
+    let mut world = World::new(ssm::Config::fast(), &["--lanes", "3"]);
+    world.await_lanes(3);
+    let mut open = world.connect(world.serve(servers::echo));
+    round_trip(&mut open);
+    world.vpc.start_agent().unwrap();
+    assert!(open.read(&mut [0]).is_err(), "its connection is reset");
+    world.echoes();
+    world.await_lanes(3);
+    world.client.wait_for("reconnected after", DEADLINE).unwrap();
+    let told = world.client.seen.iter().filter(|line| line.contains("were reset")).count();
+    assert_eq!(told, 1, "{}", world.client.seen.join("\n"));
+    assert_eq!(world.vpc.status().unwrap()["trunk"]["lost"], 1);
+    world.finish();
+}
+
+#[test]
+fn a_failure_to_start_is_told_while_a_lazy_session_waits() {
+    require_netns!();
+    let mut world = World::new(ssm::Config::fast(), &["--lazy", "--reconnect-delay", "300ms"]);
+    world.simulator.fail_next(Operation::StartSession, ApiFailure::AccessDenied);
+    world.echoes();
+    world.client.wait_for("AWS does not allow ssm:StartSession", DEADLINE).unwrap();
+    world.finish();
+}
