@@ -108,6 +108,11 @@ fn download(mut stream: TcpStream, length: usize, half: &mpsc::Sender<()>) -> Do
     Download { time: began.elapsed(), pause }
 }
 
+/// The process id of the client itself.
+fn laptop_client(world: &World) -> u64 {
+    world.vpc.status().unwrap()["pid"].as_u64().unwrap()
+}
+
 /// A download that is disturbed when half of it is there.
 fn disturbed(world: &World, length: usize, disturb: impl FnOnce(&World)) -> Download {
     let stream = world.connect(world.source(length));

@@ -664,6 +664,8 @@ fn a_lost_connection_and_its_return_are_told_once() {
     round_trip(&mut open);
 
     world.simulator.knobs(|knobs| knobs.resume = ResumeAnswer::Fail(ApiFailure::ServiceUnavailable));
+    // Nor is there another session.
+    world.simulator.instances(|instances| instances[0].online = false);
     world.simulator.cut_client(&session);
     let lost = client.wait_for("connection lost", DEADLINE).unwrap();
     assert!(lost.contains("websocket was cut"), "{lost}");
@@ -673,6 +675,7 @@ fn a_lost_connection_and_its_return_are_told_once() {
     assert!(status["last_error_at"].is_u64() && status["recovered_at"].is_null(), "{status}");
     assert_eq!(world.client(&["status"]).status.code(), Some(6));
     world.simulator.knobs(|knobs| knobs.resume = ResumeAnswer::Token);
+    world.simulator.instances(|instances| instances[0].online = true);
     let back = client.wait_for("reconnected after", DEADLINE).unwrap();
     assert!(back.contains("open connections went on"), "{back}");
     round_trip(&mut open);

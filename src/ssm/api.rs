@@ -112,7 +112,7 @@ impl Api {
         let mut surroundings = Surroundings {
             profile: profile.unwrap_or_else(|| "default".to_owned()),
             region: String::new(),
-            profiles: known_profiles(),
+            ..known_profiles()
         };
         let region = sdk.region().map(ToString::to_string).ok_or_else(|| surroundings.no_region())?;
         surroundings.region.clone_from(&region);
@@ -359,14 +359,19 @@ fn instance(info: InstanceInformation) -> Option<InstanceInfo> {
 }
 
 /// The profiles of the files that the SDK reads, which are small.
-fn known_profiles() -> Vec<String> {
+fn known_profiles() -> Surroundings {
     let read = |name: &str, default: &str| {
         let named = variable(name).map(PathBuf::from);
         let path = named.or_else(|| Some(PathBuf::from(variable("HOME")?).join(default)));
         path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
     };
     let config = read("AWS_CONFIG_FILE", ".aws/config");
-    profiles::names(&config, &read("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"))
+    let credentials = read("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+    Surroundings {
+        profiles: profiles::names(&config, &credentials),
+        with_mfa: profiles::with_mfa(&config),
+        ..Surroundings::default()
+    }
 }
 
 fn variable(name: &str) -> Option<String> {

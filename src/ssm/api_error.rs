@@ -145,6 +145,8 @@ pub(super) struct Surroundings {
     pub(super) region: String,
     /// Those of the AWS files.
     pub(super) profiles: Vec<String>,
+    /// Those of them that want an MFA code.
+    pub(super) with_mfa: Vec<String>,
 }
 
 impl Surroundings {
@@ -159,6 +161,14 @@ impl Surroundings {
         if lower.contains("expired") || lower.contains("sso") {
             let hint = format!("aws sso login --profile {profile}");
             return ApiError::Expired { profile, detail, hint };
+        }
+        if self.with_mfa.contains(&profile) {
+            let detail =
+                format!("profile {profile} wants an MFA code, which only the AWS CLI can ask for: {detail}");
+            let hint = format!(
+                "eval \"$(aws configure export-credentials --profile {profile} --format env)\" and start again without --profile"
+            );
+            return ApiError::NoCredentials { profile, detail, hint };
         }
         let unknown = !self.profiles.is_empty() && !self.profiles.contains(&profile);
         if lower.contains("no credentials found in chain") || lower.contains("imds") {
@@ -335,6 +345,14 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_with_mfa_names_the_command_that_asks_for_the_code() {
+        let surroundings = Surroundings { with_mfa: vec!["dev".into()], ..surroundings() };
+        let error = surroundings.credentials(&std::io::Error::other("AccessDenied"));
+        assert!(error.causes()[0].contains("MFA code"), "{error:?}");
+        assert!(error.hint().contains("export-credentials --profile dev"));
+    }
+
+    #[test]
     fn an_unreachable_endpoint_tells_the_connection_error() {
         let source = std::io::Error::other("certificate unknown issuer");
         let connect = ConnectError::Tls { host: "ssm.eu-west-1.amazonaws.com".into(), source };
@@ -352,7 +370,7 @@ mod tests {
     }
 
     fn surroundings() -> Surroundings {
-        Surroundings { profile: "dev".into(), region: "eu-west-1".into(), profiles: Vec::new() }
+        Surroundings { profile: "dev".into(), region: "eu-west-1".into(), ..Surroundings::default() }
     }
 
     fn subject(surroundings: &Surroundings) -> Subject<'_> {

@@ -1,4 +1,4 @@
-//! Pure: which profiles the AWS files have, for errors about one that they do not.
+//! Pure: which profiles the AWS files have and what they want of their user, for errors about them.
 
 /// The profiles of the two files' texts, each once, in order.
 pub(super) fn names(config: &str, credentials: &str) -> Vec<String> {
@@ -14,6 +14,20 @@ pub(super) fn names(config: &str, credentials: &str) -> Vec<String> {
     names
 }
 
+/// The profiles of the config file that ask for an MFA code.
+pub(super) fn with_mfa(config: &str) -> Vec<String> {
+    let mut section = None;
+    let mut found = Vec::new();
+    for line in config.lines().map(str::trim) {
+        if line.starts_with('[') {
+            section = names(line, "").pop();
+        } else if line.split_once('=').is_some_and(|(key, _)| key.trim() == "mfa_serial") {
+            found.extend(section.take());
+        }
+    }
+    found
+}
+
 fn sections(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| Some(line.trim().strip_prefix('[')?.split_once(']')?.0.trim()))
 }
@@ -26,6 +40,12 @@ fn unquoted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn profiles_that_want_an_mfa_code_are_known() {
+        let config = "mfa_serial = x\n[profile a]\nregion = x\n[profile b]\nmfa_serial = arn\n[default]\n mfa_serial=y\n";
+        assert_eq!(with_mfa(config), ["b", "default"]);
+    }
 
     #[test]
     fn profiles_of_both_files_are_named_once() {

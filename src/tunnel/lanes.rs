@@ -114,6 +114,10 @@ struct Keeping<'a> {
     /// More is to be carried than one lane idles away, since then.
     loaded: Option<Instant>,
     look_at: Option<Instant>,
+    /// When the latest dial began.
+    dialled_at: Option<Instant>,
+    /// When dials from before a change of the network are called off.
+    dial_anew_at: Option<Instant>,
     last_error: Option<Arc<LaneError>>,
 }
 
@@ -142,6 +146,7 @@ impl Lanes {
         self.ticket = None;
         self.held.clear();
         self.vacancies.clear();
+        self.config.health.update(|health| health.lanes.clear());
     }
 
     /// Whether a trunk that has ended is followed by another.
@@ -163,6 +168,8 @@ impl Lanes {
             hiccups: mpsc::channel(64),
             loaded: None,
             look_at: None,
+            dialled_at: None,
+            dial_anew_at: None,
             last_error: None,
         };
         if self.asleep {
@@ -188,13 +195,9 @@ impl Lanes {
                     }
                 }
                 Some(hiccup) = keeping.hiccups.1.recv() => self.hiccup(&hiccup, &mut keeping),
-                () = self.config.health.nudged() => {
-                    // What is under way may wait for an answer that went to where this machine was before.
-                    keeping.dials = JoinSet::new();
-                    keeping.keeper.dials_dropped();
-                    keeping.keeper.nudge();
-                }
+                () = self.config.health.nudged() => keeping.nudge(engine::now()),
                 () = sleep_until(wake) => {
+                    keeping.dial_anew(engine::now());
                     if keeping.look_at.is_some_and(|at| at <= engine::now()) {
                         self.look(&mut keeping).await;
                     }
@@ -218,6 +221,7 @@ impl Lanes {
                     commands: keeping.commands.clone(),
                 };
                 keeping.dials.spawn_local(dial.run());
+                keeping.dialled_at = Some(engine::now());
             }
             Action::Retire(lane) => {
                 debug!("lane {:016x} is retired", lane.0);
@@ -266,6 +270,9 @@ impl Lanes {
         done: Result<Result<Dialled, LaneError>, JoinError>,
         keeping: &mut Keeping<'_>,
     ) -> Option<Fate> {
+        if keeping.dials.is_empty() {
+            keeping.dial_anew_at = None;
+        }
         match done {
             Ok(Ok(dialled)) => self.attach(dialled, keeping).await,
             Ok(Err(error)) => return self.failed(error, keeping),
@@ -448,6 +455,24 @@ impl Keeping<'_> {
         reply.await.ok()
     }
 
+    /// What is under way may wait for an answer that went to where this machine was before; but what has only just
+    /// begun may well come from here.
+    fn nudge(&mut self, now: Instant) {
+        self.keeper.nudge();
+        if !self.dials.is_empty() {
+            self.dial_anew_at = self.dialled_at.map(|at| now.max(at + YOUNG));
+            self.dial_anew(now);
+        }
+    }
+
+    fn dial_anew(&mut self, now: Instant) {
+        if self.dial_anew_at.is_some_and(|at| at <= now) {
+            self.dial_anew_at = None;
+            self.dials = JoinSet::new();
+            self.keeper.dials_dropped();
+        }
+    }
+
     fn set_load(&mut self, need: usize, now: Instant) {
         self.keeper.set_need(need, now);
         if need == 0 {
@@ -459,7 +484,7 @@ impl Keeping<'_> {
     }
 
     fn wake(&mut self) -> Option<Instant> {
-        self.keeper.poll_timeout(engine::now()).into_iter().chain(self.look_at).min()
+        self.keeper.poll_timeout(engine::now()).into_iter().chain(self.look_at).chain(self.dial_anew_at).min()
     }
 }
 
@@ -494,4 +519,6 @@ const MOMENT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(500);
 /// A lane that is asked each second and says nothing for so long stands still.
 const SILENCE: Duration = Duration::from_secs(2);
+/// A dial that is younger may succeed in spite of a change of the network.
+const YOUNG: Duration = Duration::from_secs(1);
 const MOST_VACANCIES: usize = 32;
