@@ -119,8 +119,9 @@ impl Dial {
     async fn attempt(&self) -> Result<Dialled, LaneError> {
         let (deadline, began) = (self.timeout, engine::now());
         let lane = LaneId(engine::random_u64());
-        let opened = self.path.open(deadline).await?;
+        // From the start, so that whoever says hello meanwhile names it.
         let entry = self.roster.enter(lane);
+        let opened = self.path.open(deadline).await?;
         let params = ClientParams {
             ticket: self.ticket.clone(),
             lane,

@@ -81,11 +81,14 @@ impl Trunk {
     pub(super) fn load(&self, backlog: bool) -> Load {
         let usable = || self.lanes.iter().filter(|lane| lane.is_usable());
         let Some(now) = self.clock else { return Load::default() };
+        // Without a lane nothing shows that one would not do.
+        let all_full =
+            usable().next().is_some() && usable().all(|lane| !lane.ready || lane.room(now) < LEAST_ROOM);
         Load {
             lanes: usable().count(),
             rate: self.sending.get(now),
             capacity: usable().filter_map(|lane| lane.outbound.pace().proven_rate()).sum(),
-            full: backlog && usable().all(|lane| !lane.ready || lane.room(now) < LEAST_ROOM),
+            full: backlog && all_full,
             in_flight: !self.is_drained(),
         }
     }
