@@ -671,7 +671,7 @@ fn a_lost_connection_and_its_return_are_told_once() {
     assert!(lost.contains("websocket was cut"), "{lost}");
     let status = world.vpc.status().unwrap();
     assert_eq!(status["state"], "reconnecting", "{status}");
-    assert!(status["last_error"].as_str().unwrap().contains("websocket was cut"), "{status}");
+    assert!(status["history"].to_string().contains("websocket was cut"), "{status}");
     assert!(status["last_error_at"].is_u64() && status["recovered_at"].is_null(), "{status}");
     assert_eq!(world.client(&["status"]).status.code(), Some(6));
     world.simulator.knobs(|knobs| knobs.resume = ResumeAnswer::Token);
