@@ -222,10 +222,13 @@ impl Session<'_> {
                 ended = &mut data.ended => {
                     return Err(self.explain_end(&ended.unwrap_or_else(|_| no_reason()), way));
                 }
-                Some(happening) = self.happenings.recv() => match happening {
-                    Happening::Reached(first) => self.greeted(&first, way),
-                    happening => (self.tell)(explain::happening(&happening, &self.plan, &self.known, way)),
-                },
+                Some(happening) = self.happenings.recv() => {
+                    if let Happening::Reached(first) = &happening {
+                        self.greeted(first, way);
+                    } else {
+                        (self.tell)(explain::happening(&happening, &self.plan, &self.known, way));
+                    }
+                }
                 Some(learned) = lessons.recv() => self.remember(&learned, way),
                 network_changed = routing.watch(self.tell) => if network_changed {
                     self.health.nudge();
