@@ -60,7 +60,12 @@ fn under_load(world: &TcpWorld, flows: usize, direct: SocketAddr, through: Socke
 }
 
 /// Microseconds of each exchange; with a pause, that is the least time from one to the next.
-fn round_trips(world: &Vpc, target: SocketAddr, time: Duration, pause: Duration) -> Result<Vec<f64>> {
+pub(crate) fn round_trips(
+    world: &Vpc,
+    target: SocketAddr,
+    time: Duration,
+    pause: Duration,
+) -> Result<Vec<f64>> {
     world.laptop.enter(|| {
         let mut stream = TcpStream::connect(target)?;
         stream.set_nodelay(true)?;
@@ -137,4 +142,4 @@ fn connects(world: &Vpc, target: SocketAddr) -> Result<(f64, f64)> {
 }
 
 /// Beside bulk one exchange begins each so often, lest moments without bulk, in which far more fit, hide the others.
-const PAUSE: Duration = Duration::from_millis(2);
+pub(crate) const PAUSE: Duration = Duration::from_millis(2);

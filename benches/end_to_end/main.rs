@@ -5,7 +5,7 @@
 //! - `tcp`: TUN, engine, trunk over a plain TCP lane, agent, target: throughput by iperf3 with 1, 8 and 64 flows.
 //! - `latency`: 1-byte round trips, idle and under load, and connects per second.
 //! - `flows`: memory of idle flows, one busy flow beside them, readers that stall.
-//! - `ssm`: one lane of the simulated service at its faithful defaults, download and upload.
+//! - `ssm`: 1 to 16 lanes of the simulated service at its faithful defaults: download, upload, 1-byte round trips.
 //! - `idle`: memory, CPU and wake-ups of an idle `up` over 60 s.
 //!
 //! All of them when none is named. Figures with a target say whether they reach it; with `--check` one that misses it

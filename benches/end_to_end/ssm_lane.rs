@@ -1,25 +1,58 @@
-//! One lane of the simulated SSM service.
+//! Lanes of the simulated SSM service at its faithful defaults, without compression.
+
+use std::time::Duration;
 
 use anyhow::Result;
 use netstack_tests::vpc::{self, Vpc};
 use netstack_tests::{servers, ssm};
 
 use crate::Options;
-use crate::load::iperf;
-use crate::row::Row;
+use crate::latency::{PAUSE, round_trips};
+use crate::load::{Load, iperf};
+use crate::row::{Row, quantile};
 
 pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for lanes in [1, 2, 4, 8, 16] {
+        rows.extend(with_lanes(lanes, options)?);
+    }
+    Ok(rows)
+}
+
+fn with_lanes(lanes: u32, options: &Options) -> Result<Vec<Row>> {
     let world = Vpc::new(&[])?;
     let simulator = world.simulator(ssm::Config::default())?;
-    let _client = world.up(&simulator.env(), &["--instance", vpc::INSTANCE])?;
+    let number = lanes.to_string();
+    let flags = ["--instance", vpc::INSTANCE, "--lanes", &number, "--compress", "off"];
+    let _client = world.up(&simulator.env(), &flags)?;
     let _server = servers::iperf(&world)?;
+    let echo = servers::serve(&world.vpc, "0.0.0.0:0", servers::echo)?.port();
+    let echo = (vpc::TARGET.parse::<std::net::IpAddr>()?, echo).into();
     let seconds = options.seconds.max(10);
+    // The lanes come one after the other, and a stream's window grows with use.
+    iperf(&world, vpc::TARGET, 5, &["-R"])?;
     let down = iperf(&world, vpc::TARGET, seconds, &["-R"])? * MEGABYTES;
     let up = iperf(&world, vpc::TARGET, seconds, &[])? * MEGABYTES;
-    Ok(vec![
-        Row::new("one SSM lane, download", down, "MB/s").base(pace()),
-        Row::new("one SSM lane, upload", up, "MB/s"),
-    ])
+    let named = |what: &str| {
+        if lanes == 1 { format!("1 SSM lane, {what}") } else { format!("{lanes} SSM lanes, {what}") }
+    };
+    let least = if lanes == 1 { 0.95 } else { 0.9 };
+    let mut rows = vec![
+        Row::new(named("download"), down, "MB/s").base(pace() * f64::from(lanes)).share(least),
+        Row::new(named("upload"), up, "MB/s").at_least(20.0),
+    ];
+    if matches!(lanes, 1 | 8) {
+        let mut idle = round_trips(&world, echo, Duration::from_secs(3), PAUSE)?;
+        let load = Load::start(&world, vpc::TARGET, 4)?;
+        let mut busy = round_trips(&world, echo, Duration::from_secs(8), PAUSE)?;
+        load.pace()?;
+        for (name, at) in [("p50", 0.5), ("p99", 0.99)] {
+            let what = named(&format!("1 byte beside 4 bulk flows each way, {name}"));
+            let (busy, idle) = (quantile(&mut busy, at), quantile(&mut idle, at));
+            rows.push(Row::new(what, busy / 1e3, "ms").base(idle / 1e3));
+        }
+    }
+    Ok(rows)
 }
 
 /// What the simulated SSM agent's pump gives at most: 1,024 bytes for each message and pause.
