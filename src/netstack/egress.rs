@@ -162,6 +162,11 @@ impl Stack {
         }
         flow.armed = Some(at);
         self.timers.push(at, slot);
+        self.prune_timers();
+    }
+
+    /// Forgets outdated timers once they outnumber the flows, so that each is looked at twice at most on average.
+    pub(super) fn prune_timers(&mut self) {
         if self.timers.len() > 2 * self.table.len() + TIMER_SLACK {
             let table = &self.table;
             self.timers.retain(|at, slot| table.get(slot).is_some_and(|flow| flow.armed == Some(at)));

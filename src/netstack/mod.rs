@@ -465,6 +465,7 @@ impl Stack {
             self.counters.flows_pending -= 1;
         }
         self.retire(slot, flow.state);
+        self.prune_timers();
     }
 
     fn connection(&mut self, slot: u32) -> Option<&mut Connection> {

@@ -70,8 +70,13 @@ impl Timers {
         self.heap.len()
     }
 
+    /// Keeps the entries that are wanted, each once: a slot used again at the same instant has the same entry twice.
     pub(super) fn retain(&mut self, mut wanted: impl FnMut(Instant, u32) -> bool) {
-        self.heap.retain(|Reverse((at, slot))| wanted(*at, *slot));
+        let mut entries = std::mem::take(&mut self.heap).into_vec();
+        entries.retain(|Reverse((at, slot))| wanted(*at, *slot));
+        entries.sort_unstable();
+        entries.dedup();
+        self.heap = entries.into();
     }
 }
 
@@ -101,11 +106,13 @@ mod tests {
         timers.push(at(3), 1);
         timers.push(at(1), 2);
         timers.push(at(2), 3);
+        timers.push(at(3), 1);
         timers.retain(|_, slot| slot != 3);
         assert_eq!(timers.next(), Some(at(1)));
         assert_eq!(timers.pop(start), None);
         assert_eq!(timers.pop(at(2)), Some((at(1), 2)));
         assert_eq!(timers.pop(at(2)), None);
         assert_eq!(timers.pop(at(3)), Some((at(3), 1)));
+        assert_eq!(timers.len(), 0);
     }
 }

@@ -250,6 +250,7 @@ impl World {
     }
 
     fn record(&self, table: &mut Table, scenario: &str) {
+        self.stack.check_invariants();
         let counters = self.stack.counters();
         table.add(
             scenario,
