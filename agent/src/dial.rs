@@ -140,7 +140,7 @@ impl LocalEnds for Sockets {
                 }
                 let dial =
                     Dial::begin(vec![SocketAddr::new(*address, *port)], give_up, &mut self.spent, now)?;
-                self.occupy(State::Dialling { dial, give_up })
+                self.occupy(State::Dialling { dial: Box::new(dial), give_up })
             }
             (Target::Address(address, port), kind) => {
                 let slot = self.occupy(State::Free);
@@ -240,7 +240,7 @@ impl LocalEnds for Sockets {
             entry.in_news = false;
             self.news.pop_front();
             if let State::Over(event) = &entry.state {
-                let event = event.clone();
+                let event = EndEvent::clone(event);
                 entry.state = State::Free;
                 self.release(slot);
                 return Some(event);
@@ -388,7 +388,7 @@ impl Sockets {
     /// Takes the end away from its socket; `event` is the last thing told of it.
     fn end(&mut self, slot: u32, event: EndEvent) {
         let reset = matches!(event, EndEvent::Reset { .. });
-        let old = self.replace(slot, State::Over(event));
+        let old = self.replace(slot, State::Over(Box::new(event)));
         if reset {
             old.abort();
         }
@@ -443,7 +443,7 @@ impl Sockets {
 
     fn connected(&mut self, slot: u32, local: SocketAddr) {
         let State::Dialling { dial, .. } = self.replace(slot, State::Free) else { return };
-        self.slots[slot as usize].news.connected = Some((local, dial.remote));
+        self.slots[slot as usize].news.connected = Some(Box::new((local, dial.remote)));
         self.replace(slot, State::Connected(Connection::new(dial.stream)));
         self.tell(slot);
         // Look again: the target may have spoken already.
@@ -479,7 +479,7 @@ impl Sockets {
         };
         match begun {
             Ok(dial) => {
-                self.replace(slot, State::Dialling { dial, give_up });
+                self.replace(slot, State::Dialling { dial: Box::new(dial), give_up });
                 self.woken.push_back(slot);
             }
             Err(refusal) => self.end(slot, EndEvent::Refused { end: EndId(slot), refusal }),

@@ -95,7 +95,7 @@ impl Sockets {
             Kind::Tcp | Kind::Dns => return Err(Refusal::Unsupported),
         };
         flow.expires = now + self.config.idle;
-        self.slots[slot as usize].news.connected = Some((flow.local(target), target));
+        self.slots[slot as usize].news.connected = Some(Box::new((flow.local(target), target)));
         self.replace(slot, State::Datagrams(Box::new(flow)));
         self.tell(slot);
         Ok(())

@@ -28,10 +28,10 @@ pub(super) struct Slot {
 pub(super) enum State {
     Free,
     Resolving { serial: u64, kind: Kind, give_up: Instant },
-    Dialling { dial: Dial, give_up: Instant },
+    Dialling { dial: Box<Dial>, give_up: Instant },
     Connected(Connection),
     Datagrams(Box<Datagrams>),
-    Over(EndEvent),
+    Over(Box<EndEvent>),
 }
 
 /// One attempt, and the addresses to try after it.
@@ -48,7 +48,7 @@ pub(super) struct Dial {
 /// What is to be told before the end of an end, in this order.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    pub(super) connected: Option<(SocketAddr, SocketAddr)>,
+    pub(super) connected: Option<Box<(SocketAddr, SocketAddr)>>,
     pub(super) readable: bool,
     pub(super) room: bool,
     pub(super) finished: bool,
@@ -113,7 +113,8 @@ impl Dial {
 
 impl News {
     pub(super) fn next(&mut self, end: EndId) -> Option<EndEvent> {
-        if let Some((local, remote)) = self.connected.take() {
+        if let Some(addresses) = self.connected.take() {
+            let (local, remote) = *addresses;
             return Some(EndEvent::Connected { end, local, remote });
         }
         if std::mem::take(&mut self.readable) {
@@ -123,5 +124,15 @@ impl News {
             return Some(EndEvent::Room { end });
         }
         std::mem::take(&mut self.finished).then_some(EndEvent::Finished { end })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_of_an_idle_flow_is_small() {
+        assert!(size_of::<Slot>() <= 120, "{} bytes", size_of::<Slot>());
     }
 }

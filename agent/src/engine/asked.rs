@@ -24,7 +24,7 @@ impl<E: LocalEnds> Flows<E> {
     }
 
     fn tell(&self, flow: &Flow, now: Instant) -> FlowReport {
-        let figures = flow.end.map_or(flow.figures, |end| self.ends.figures(end));
+        let figures = flow.end.map_or_else(|| flow.last_figures(), |end| self.ends.figures(end));
         FlowReport { figures, ..flow.report(now) }
     }
 

@@ -149,7 +149,7 @@ impl<E: LocalEnds> Flows<E> {
         };
         self.bind_end(end, token);
         let Some(flow) = self.slot_mut(token) else { return };
-        flow.preface = preface;
+        flow.preface = preface.into();
         flow.stream = Some(stream);
         flow.source = Some(source);
         flow.open = Some(open);
@@ -162,7 +162,7 @@ impl<E: LocalEnds> Flows<E> {
         let Some(flow) = self.slot_mut(token).filter(|flow| flow.state == FlowState::Dialling) else {
             return;
         };
-        Answer::Opened { local, remote }.encode(&mut flow.preface);
+        flow.preface.say(&Answer::Opened { local, remote });
         flow.state = if flow.far_finished { FlowState::Closing } else { FlowState::Open };
         flow.dialled = Some(now.saturating_duration_since(flow.began));
         self.errand(token, Task::Ready);
@@ -179,10 +179,7 @@ impl<E: LocalEnds> Flows<E> {
         let count = flow.held.len().min(ends.room(end));
         if count > 0 {
             ends.write(end, &flow.held[..count], now);
-            flow.held.drain(..count);
-        }
-        if flow.held.is_empty() {
-            flow.held = Vec::new();
+            flow.held.drop_front(count);
         }
         if flow.blocks.is_some() && !self.go_on(token, now) {
             return;
@@ -200,8 +197,8 @@ impl<E: LocalEnds> Flows<E> {
         self.ledger.tally.refused += 1;
         let Some(flow) = self.slot_mut(token) else { return };
         flow.state = FlowState::Refused(refusal);
-        flow.held = Vec::new();
-        Answer::Refused(refusal).encode(&mut flow.preface);
+        flow.held.take();
+        flow.preface.say(&Answer::Refused(refusal));
         self.errand(token, Task::Ready);
         self.errand(token, Task::Finish);
     }
@@ -235,7 +232,7 @@ impl<E: LocalEnds> Flows<E> {
 
     fn blame_near_side(&mut self, token: Token) {
         let Some(flow) = self.slot_mut(token) else { return };
-        flow.blame(if flow.figures.silent { Culprit::NearSilence } else { Culprit::NearSide });
+        flow.blame(if flow.last_figures().silent { Culprit::NearSilence } else { Culprit::NearSide });
     }
 
     /// The local end is gone: the stream goes too.
@@ -244,7 +241,7 @@ impl<E: LocalEnds> Flows<E> {
         if !matches!(flow.state, FlowState::Refused(_) | FlowState::Closed) {
             flow.state = FlowState::Reset;
         }
-        flow.held = Vec::new();
+        flow.held.take();
         self.errand(token, Task::Reset);
         self.drop_if_done(token, now);
     }
@@ -292,7 +289,7 @@ impl<E: LocalEnds> Flows<E> {
         let figures = self.ends.figures(end);
         if let Some(flow) = self.slot_mut(token) {
             flow.end = None;
-            flow.figures = figures;
+            flow.keep_figures(figures);
         }
         Some(token)
     }
@@ -349,7 +346,7 @@ impl<E: LocalEnds> Flows<E> {
                 self.ledger.end(flow.into_report(now));
                 continue;
             };
-            flow.figures = self.ends.figures(end);
+            flow.keep_figures(self.ends.figures(end));
             if flow.state == FlowState::Opening {
                 flow.state = FlowState::Refused(Refusal::HostUnreachable);
                 self.ends.refuse(end, Refusal::HostUnreachable, now);

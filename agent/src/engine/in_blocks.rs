@@ -53,7 +53,7 @@ impl<E: LocalEnds> Flows<E> {
             return true;
         }
         flow.blocks = Some(Box::default());
-        let early = std::mem::take(&mut flow.held);
+        let early = flow.held.take();
         let taken = early.is_empty() || self.take_blocks(token, &early, now).is_ok();
         if !taken {
             self.streams(now).broken(token);
@@ -93,7 +93,7 @@ impl<E: LocalEnds> Flows<E> {
                 if !taken.is_empty() {
                     ends.write(end, taken, now);
                 }
-                held.extend_from_slice(rest);
+                held.extend(rest);
                 rest.is_empty()
             })?;
         }

@@ -27,10 +27,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
         if !flow.preface.is_empty() {
             let count = flow.preface.len().min(buf.len());
             buf[..count].copy_from_slice(&flow.preface[..count]);
-            flow.preface.drain(..count);
-            if flow.preface.is_empty() {
-                flow.preface = Vec::new();
-            }
+            flow.preface.drop_front(count);
             return count;
         }
         if !flow.may_send() {
@@ -57,7 +54,7 @@ impl<E: LocalEnds> Streams for View<'_, E> {
             FlowState::Opening => self.push_answer(token, bytes),
             FlowState::Greeting => self.push_open(token, bytes),
             // Bounded by the room told to the mux.
-            FlowState::Dialling => flow.held.extend_from_slice(bytes),
+            FlowState::Dialling => flow.held.extend(bytes),
             FlowState::Refused(_) | FlowState::Closed | FlowState::Reset => {}
         }
     }
@@ -119,7 +116,7 @@ impl<E: LocalEnds> View<'_, E> {
         if !taken.is_empty() {
             ends.write(end, taken, self.now);
         }
-        flow.held.extend_from_slice(rest);
+        flow.held.extend(rest);
         // What went straight on to the near side leaves room as it was, which no event tells.
         self.flows.errand(token, Task::Room);
     }
@@ -127,13 +124,13 @@ impl<E: LocalEnds> View<'_, E> {
     fn push_answer(&mut self, token: Token, bytes: &[u8]) {
         let now = self.now;
         let Some(flow) = self.flows.slot_mut(token) else { return };
-        flow.held.extend_from_slice(bytes);
+        flow.held.extend(bytes);
         let (answer, used) = match Answer::decode(&flow.held) {
             Ok(Some(whole)) => whole,
             Ok(None) => return,
             Err(_unusable) => return self.broken(token),
         };
-        let rest = std::mem::take(&mut flow.held).split_off(used);
+        let rest = flow.held.take().split_off(used);
         let Some(end) = flow.end else { return };
         match answer {
             Answer::Opened { local, remote } => {
@@ -158,7 +155,7 @@ impl<E: LocalEnds> View<'_, E> {
 
     fn push_open(&mut self, token: Token, bytes: &[u8]) {
         let Some(flow) = self.flows.slot_mut(token) else { return };
-        flow.held.extend_from_slice(bytes);
+        flow.held.extend(bytes);
         let (open, used) = match Open::decode(&flow.held) {
             Ok(Some(whole)) => whole,
             Ok(None) => return,
@@ -167,7 +164,7 @@ impl<E: LocalEnds> View<'_, E> {
                 return self.broken(token);
             }
         };
-        flow.held.drain(..used);
+        flow.held.drop_front(used);
         flow.open = Some(open.clone());
         match self.flows.ends.open(&open, self.now) {
             Ok(end) => {
