@@ -4,7 +4,7 @@
 //! is gone, but its tuple only as long as packets may still belong to it, so a port can be used again at once.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use agent::wire::open::Kind;
@@ -29,19 +29,30 @@ impl Tuple {
 }
 
 /// IPv4 addresses stand in the IPv4-mapped range, which no IPv6 packet we take may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
-    source: u128,
-    target: u128,
+    source: [u64; 2],
+    target: [u64; 2],
     /// Kind and ports.
     rest: u64,
 }
 
-fn bits(address: IpAddr) -> u128 {
-    match address {
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for word in [self.source, self.target].as_flattened() {
+            state.write_u64(*word);
+        }
+        state.write_u64(self.rest);
+    }
+}
+
+/// In words, since a `u128` would be aligned to 16 bytes.
+fn bits(address: IpAddr) -> [u64; 2] {
+    let bits = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
         IpAddr::V6(address) => address.to_bits(),
-    }
+    };
+    [bits as u64, (bits >> 64) as u64]
 }
 
 pub(super) struct FlowTable<F> {
@@ -167,18 +178,9 @@ impl Hasher for Fold {
         }
     }
 
-    fn write_u32(&mut self, word: u32) {
-        self.write_u64(u64::from(word));
-    }
-
     fn write_u64(&mut self, word: u64) {
         let product = u128::from(self.0 ^ word) * u128::from(FACTOR);
         self.0 = (product as u64 ^ (product >> 64) as u64).wrapping_add(word.rotate_left(32));
-    }
-
-    fn write_u128(&mut self, word: u128) {
-        self.write_u64(word as u64);
-        self.write_u64((word >> 64) as u64);
     }
 
     fn finish(&self) -> u64 {
