@@ -1,5 +1,5 @@
 //! Dials as the agent makes them for real programs: while one hangs, when its application gives up, and very many of
-//! them in a row.
+//! them in a row or at once.
 
 #![allow(
     clippy::disallowed_methods,
@@ -18,7 +18,7 @@ use netstack_tests::netns::{self, Netns};
 use netstack_tests::ssm::{self, Simulator};
 use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, Vpc};
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpAddress, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -262,6 +262,44 @@ fn very_many_connections_to_one_target_in_a_row() -> Result<()> {
     tunnel.finish()
 }
 
+/// Holds what is reached; the design wants less.
+#[test]
+fn thousands_of_idle_flows_take_little_memory() -> Result<()> {
+    needs_netns!();
+    raise_descriptors(2 * IDLE + 100)?;
+    let tunnel = Tunnel::new(&[])?;
+    let listener = tunnel.world.vpc.enter(|| TcpListener::bind((TARGET, 0)))?;
+    let at = listener.local_addr()?;
+    let agent = tunnel.world.agent.as_ref().context("the agent runs")?.id();
+    let mut open = tunnel.world.laptop.enter(|| open_idle(&listener, at, WARM_UP))?;
+    let before = [resident(tunnel.client.id())?, resident(agent)?];
+    open.extend(tunnel.world.laptop.enter(|| open_idle(&listener, at, IDLE - WARM_UP))?);
+    let after = [resident(tunnel.client.id())?, resident(agent)?];
+    let each = [0, 1].map(|end| after[end].saturating_sub(before[end]) * 1024 / (IDLE - WARM_UP));
+    println!("{IDLE} idle flows: {} bytes each at the client, {} at the agent", each[0], each[1]);
+    ensure!(each[0] <= IDLE_AT_CLIENT && each[1] <= IDLE_AT_AGENT, "{each:?} bytes of client and agent");
+    drop(open);
+    tunnel.finish()
+}
+
+/// Connections that say nothing, by both of their ends.
+fn open_idle(listener: &TcpListener, at: SocketAddr, count: usize) -> Result<Vec<[TcpStream; 2]>> {
+    (0..count)
+        .map(|_| {
+            let near = TcpStream::connect_timeout(&at, SLOWEST)?;
+            Ok([near, listener.accept()?.0])
+        })
+        .collect()
+}
+
+fn raise_descriptors(wanted: usize) -> Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(Resource::Nofile, raised)?;
+    ensure!(limit.maximum.is_none_or(|most| most >= wanted as u64), "this machine allows {limit:?} files");
+    Ok(())
+}
+
 /// What the connections met.
 #[derive(Debug, Default)]
 struct Sums {
@@ -340,3 +378,7 @@ const THREADS: usize = 16;
 const SLOWEST: Duration = Duration::from_secs(3);
 /// In KiB.
 const GROWTH: usize = 8 << 10;
+const IDLE: usize = 4_000;
+/// In bytes; a tenth above what was measured.
+const IDLE_AT_CLIENT: usize = 2_100;
+const IDLE_AT_AGENT: usize = 1_050;
