@@ -578,6 +578,29 @@ fn stray_segments_get_the_reset_of_the_book() {
     }
 }
 
+/// One place is used again and again, at the same instant.
+#[test]
+fn timers_go_with_their_flows() {
+    let mut world = World::new(Faults::default(), 1);
+    let call = |world: &mut World, port: u16| {
+        world.stack.handle_packet(&syn(V4, port, 1000).packet(), world.now);
+        let reset = RawSegment { control: TcpControl::Rst, seq: 1001, ..syn(V4, port, 1000) };
+        reset.packet()
+    };
+    let resets: Vec<_> = (1..=500).map(|port| call(&mut world, port)).collect();
+    for _ in 0..500 {
+        let reset = call(&mut world, 501);
+        world.stack.handle_packet(&reset, world.now);
+        world.stack.check_invariants();
+    }
+    call(&mut world, 501);
+    for reset in resets {
+        world.stack.handle_packet(&reset, world.now);
+        world.stack.check_invariants();
+    }
+    assert_eq!(world.stack.counters().flows_now, 1);
+}
+
 #[test]
 fn a_flood_of_syns_is_bounded() {
     let mut world = World::new(Faults::default(), 1);
