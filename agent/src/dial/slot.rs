@@ -133,6 +133,6 @@ mod tests {
 
     #[test]
     fn the_slot_of_an_idle_flow_is_small() {
-        assert!(size_of::<Slot>() <= 120, "{} bytes", size_of::<Slot>());
+        assert!(size_of::<Slot>() <= 128, "{} bytes", size_of::<Slot>());
     }
 }
