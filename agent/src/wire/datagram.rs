@@ -10,7 +10,7 @@
 //! | 2 | 2 | port of the peer; for an echo its sequence number |
 //! | 4 | 4 or 16 | address of the peer |
 //! | then | 2 and n | datagram: length, payload |
-//! | or | 1 and 2 | trouble: the code of a refusal (see [`open`](super::open)), or 255 when the datagram was too big for the way, and the MTU of the way or 0 |
+//! | or | 1 and 2 | trouble: the code of a refusal (see [`open`]), or 255 when the datagram was too big for the way, and the MTU of the way or 0 |
 //!
 //! A datagram's peer is where it goes, or where it came from. Trouble is what the network said about a
 //! datagram to that peer.
