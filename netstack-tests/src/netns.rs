@@ -153,6 +153,14 @@ pub fn missing(programs: &[&str]) -> Option<String> {
 /// Leaves the test, saying so, where namespaces or one of the named programs are missing.
 #[macro_export]
 macro_rules! require_netns {
+    // In a test with a result.
+    (Ok $(, $program:literal)*) => {
+        let programs: &[&str] = &[$($program),*];
+        if let Some(reason) = $crate::netns::why_not().or_else(|| $crate::netns::missing(programs)) {
+            $crate::netns::skipped(&reason);
+            return Ok(());
+        }
+    };
     ($($program:literal),*) => {
         let programs: &[&str] = &[$($program),*];
         if let Some(reason) = $crate::netns::why_not().or_else(|| $crate::netns::missing(programs)) {

@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use netstack_tests::netns::{self, Netns};
+use netstack_tests::netns::Netns;
+use netstack_tests::require_netns;
 use netstack_tests::ssm::{self, Simulator};
 use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, Vpc};
 use rustix::io::Errno;
@@ -118,18 +119,9 @@ const SILENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 20, 9, 9), 80);
 /// How long a dial may outlive what ended it.
 const SOON: Duration = Duration::from_secs(2);
 
-macro_rules! needs_netns {
-    () => {
-        if let Some(reason) = netns::why_not() {
-            netns::skipped(&reason);
-            return Ok(());
-        }
-    };
-}
-
 #[test]
 fn a_dial_that_hangs_is_one_dial_however_often_the_application_asks() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     let tunnel = Tunnel::new(&["--dial-timeout", "30s"])?;
     let application = tunnel.connect_in_vain()?;
     wait_until("the agent dials", DEADLINE, || Ok(!tunnel.dials()?.is_empty()))?;
@@ -151,7 +143,7 @@ fn a_dial_that_hangs_is_one_dial_however_often_the_application_asks() -> Result<
 /// answers. Then it resets what it no longer wants.
 #[test]
 fn who_gave_up_on_a_dial_gets_no_connection_out_of_it() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     let tunnel = Tunnel::new(&["--dial-timeout", "30s"])?;
     let (closed, reset) = (tunnel.connect_in_vain()?, tunnel.connect_in_vain()?);
     wait_until("the agent dials", DEADLINE, || Ok(tunnel.dials()?.len() == 2))?;
@@ -178,7 +170,7 @@ fn who_gave_up_on_a_dial_gets_no_connection_out_of_it() -> Result<()> {
 /// Other systems, and middle boxes, do say that they give up.
 #[test]
 fn a_reset_while_a_dial_hangs_closes_the_dial() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     let tunnel = Tunnel::new(&["--dial-timeout", "30s"])?;
     let laptop = &tunnel.world.laptop;
     let socket = laptop.enter(|| -> io::Result<_> {
@@ -222,7 +214,7 @@ fn segment(from: SocketAddrV4, control: TcpControl, seq: i32) -> Vec<u8> {
 /// `DIALS_IN_A_ROW=60000` for as many as there are ports; up to a minute.
 #[test]
 fn very_many_connections_to_one_target_in_a_row() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     let count = match std::env::var("DIALS_IN_A_ROW") {
         Ok(number) => number.parse()?,
         Err(_) => IN_A_ROW,
@@ -265,7 +257,7 @@ fn very_many_connections_to_one_target_in_a_row() -> Result<()> {
 /// Holds what is reached; the design wants less.
 #[test]
 fn thousands_of_idle_flows_take_little_memory() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     raise_descriptors(2 * IDLE + 100)?;
     let tunnel = Tunnel::new(&[])?;
     let listener = tunnel.world.vpc.enter(|| TcpListener::bind((TARGET, 0)))?;

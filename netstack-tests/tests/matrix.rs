@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use netstack_tests::actor::{self, Actor};
-use netstack_tests::netns::{self, Netns, veth};
+use netstack_tests::netns::{Netns, veth};
+use netstack_tests::require_netns;
 use netstack_tests::servers::noise;
 use netstack_tests::ssm::{self, Simulator};
 use netstack_tests::vpc::{INSTANCE, Process, TARGET, TARGET6, Vpc};
@@ -206,19 +207,9 @@ fn listen(at: SocketAddr, backlog: i32) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// The end of a test that cannot run here.
-macro_rules! needs_netns {
-    () => {
-        if let Some(reason) = netns::why_not() {
-            netns::skipped(&reason);
-            return Ok(());
-        }
-    };
-}
-
 #[test]
 fn a_connection_that_cannot_be_had_fails_with_the_errno_of_the_plain_network() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     let roads = Roads::new()?;
     // For each target: what a program sees on both roads, or on the plain one and then through the tunnel.
     let cases: [(&str, &str, &[&str]); 21] = [
@@ -291,7 +282,7 @@ fn attempt(at: SocketAddr) -> (String, Duration) {
 
 #[test]
 fn every_way_to_end_a_connection_looks_the_same() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     Roads::new()?.play_all(&ENDS)
 }
 
@@ -598,7 +589,7 @@ const ENDS: [Case; 15] = [
 
 #[test]
 fn patience_urgency_and_ports_look_the_same() -> Result<()> {
-    needs_netns!();
+    require_netns!(Ok);
     Roads::new()?.play_all(&HABITS)
 }
 
