@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::thread;
 
-use clap::{Args, Subcommand, ValueEnum, value_parser};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::print::{self, Printer};
@@ -58,7 +58,7 @@ Examples:
   ssm-proxy flows kill 7 9 --session-name prod-vpc")]
     Kill {
         /// As in the first column of `ssm-proxy flows`
-        #[arg(required = true, value_name = "ID", value_parser = value_parser!(u64).range(1..))]
+        #[arg(required = true, value_name = "ID", value_parser = flow_id)]
         ids: Vec<u64>,
     },
 }
@@ -319,6 +319,12 @@ struct KillDocument<'a> {
     schema: u32,
     session: &'a str,
     flows: &'a [Killed],
+}
+
+/// Reads an id of a flow.
+fn flow_id(text: &str) -> Result<u64, String> {
+    let id = text.parse().ok().filter(|id| *id > 0);
+    id.ok_or_else(|| "an id is a number from the first column of `ssm-proxy flows`".to_owned())
 }
 
 fn kill(args: &Flows, ids: &[u64], print: &Printer) -> anyhow::Result<Exit> {
