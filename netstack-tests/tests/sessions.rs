@@ -346,6 +346,42 @@ fn a_session_under_sudo_belongs_to_who_typed_it() {
 }
 
 #[test]
+fn a_credential_process_under_sudo_has_the_rights_of_who_typed_it() {
+    require_netns!();
+    let world = World::fast();
+    let (home, _) = home_of_dev(&world);
+    let environment = world.simulator.env();
+    let value = |name: &str| &environment.iter().find(|(key, _)| key == name).unwrap().1;
+    let program = world.vpc.dir.path().join("keys");
+    let json = format!(
+        r#"{{"Version":1,"AccessKeyId":"{}","SecretAccessKey":"{}"}}"#,
+        value("AWS_ACCESS_KEY_ID"),
+        value("AWS_SECRET_ACCESS_KEY")
+    );
+    let rights = "grep -E '^(Uid|Gid|Groups|CapEff)' /proc/self/status > $HOME/rights";
+    fs::write(&program, format!("#!/bin/sh\n{rights}\necho '{json}'\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let profile = format!("[profile sim]\ncredential_process = {}\n", program.display());
+    fs::write(home.join(".aws/config"), profile).unwrap();
+    world.vpc.etc("group", &format!("dev:x:{DEV}:\nkeyring:x:4999:dev\n")).unwrap();
+    let mut command = world.vpc.client(&without_keys(&world), &["up", "--profile", "sim"]);
+    command.args(["--region", "eu-central-1", "--instance", INSTANCE, "--cidr", "10.20.0.0/16"]);
+    command.envs([("SUDO_UID", DEV.to_string()), ("SUDO_GID", DEV.to_string())]).env("HOME", "/nonexistent");
+    let mut client = running(&mut command);
+
+    round_trip(&mut world.connect(world.echo()));
+    let path = home.join("rights");
+    assert_eq!(fs::metadata(&path).unwrap().uid(), DEV);
+    let rights = fs::read_to_string(path).unwrap();
+    let words: Vec<&str> = rights.split_whitespace().collect();
+    let (user, none) = ("4242", "0000000000000000");
+    let uids = ["Uid:", user, user, user, user, "Gid:", user, user, user, user];
+    assert_eq!(words, [&uids[..], &["Groups:", user, "4999", "CapEff:", none]].concat(), "{rights}");
+    assert_eq!(client.end(Signal::INT).unwrap().code(), Some(130));
+    world.assert_untouched("a credential process");
+}
+
+#[test]
 fn what_sudo_dropped_is_named_with_the_command_that_keeps_it() {
     require_netns!();
     let world = World::fast();

@@ -6,8 +6,12 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::secrets;
 
 #[cfg(target_os = "linux")]
 #[path = "identity/linux.rs"]
@@ -77,10 +81,49 @@ pub fn as_caller<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
     }
     let lowered = || {
         system::lower_this_thread(caller.uid, caller.gid)?;
+        secrets::leave_no_core();
         work()
     };
-    std::thread::scope(|scope| scope.spawn(lowered).join())
+    thread::scope(|scope| scope.spawn(lowered).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Does `work` with the rights of the caller and no others, so that what it starts has them too. In a thread and a
+/// runtime of its own where we are root because of sudo.
+pub async fn run_as_caller<T, F>(work: impl FnOnce() -> F + Send + 'static) -> io::Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send,
+{
+    let caller = Caller::detect();
+    if !caller.via_sudo {
+        return Ok(work().await);
+    }
+    let (mut sender, receiver) = oneshot::channel();
+    let thread = thread::Builder::new().name("caller".to_owned());
+    thread.spawn(move || {
+        let done = alone(&caller, async {
+            tokio::select! {
+                done = work() => Some(done),
+                () = sender.closed() => None,
+            }
+        });
+        // Nobody waits any more where it was called off.
+        let _ = sender.send(done.transpose());
+    })?;
+    let done = receiver.await.ok().flatten();
+    done.unwrap_or_else(|| Err(io::Error::other("work with the caller's rights ended without a result")))
+}
+
+/// Runs a future with the caller's rights, which this thread keeps.
+fn alone<T>(caller: &Caller, work: impl Future<Output = T>) -> io::Result<T> {
+    system::become_caller(caller)?;
+    // With its rights a thread also changes whether the memory that it shares may be looked at.
+    secrets::leave_no_core();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 /// Gives a file we made to the caller, for nobody else to use (mode 0600; a directory 0700).

@@ -7,20 +7,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::ProvideCredentials as _;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_sdk_ssm::Client;
 use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter};
 use aws_types::service_config::ServiceConfigKey;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::api_error::{ApiError, Subject, Surroundings, classify};
 use super::connect::Network;
 use super::http::SdkHttp;
+use super::keys::Keys;
 use super::profiles;
 use super::stream_url::StreamUrl;
 use super::upgrade::{UpgradeError, WebSocket, upgrade};
@@ -59,12 +61,6 @@ struct Inner {
     surroundings: Surroundings,
     /// An endpoint override is in force, so gateways other than AWS's are in order.
     any_gateway: bool,
-    cached: Mutex<Option<Cached>>,
-}
-
-struct Cached {
-    credentials: Credentials,
-    at: SystemTime,
 }
 
 /// What opens one session's websocket. Neither token nor address has a `Debug`.
@@ -124,7 +120,6 @@ impl Api {
             network: config.network,
             region,
             surroundings,
-            cached: Mutex::new(None),
         })))
     }
 
@@ -243,21 +238,17 @@ impl Api {
     }
 
     async fn credentials(&self) -> Result<Credentials, ApiError> {
-        let now = SystemTime::now();
-        let mut cached = self.0.cached.lock().await;
-        if let Some(cached) = cached.as_ref().filter(|cached| cached.is_fresh(now)) {
-            return Ok(cached.credentials.clone());
-        }
         let surroundings = &self.0.surroundings;
-        let Some(provider) = self.0.config.credentials_provider() else {
+        let Some(keys) = self.0.config.credentials_provider() else {
             return Err(surroundings.credentials(&NoProvider));
         };
-        let found = match timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
-            Ok(found) => found.map_err(|error| surroundings.credentials(&error))?,
-            Err(_) => return Err(ApiError::Timeout { action: "looking for credentials" }),
-        };
-        *cached = Some(Cached { credentials: found.clone(), at: now });
-        Ok(found)
+        match keys.provide_credentials().await {
+            Ok(found) => Ok(found),
+            Err(CredentialsError::ProviderTimedOut(_)) => {
+                Err(ApiError::Timeout { action: "looking for credentials" })
+            }
+            Err(error) => Err(surroundings.credentials(&error)),
+        }
     }
 
     fn ticket(
@@ -300,15 +291,6 @@ impl OpenError {
     }
 }
 
-impl Cached {
-    /// Keys without an end are asked for again now and then too: they may have been replaced.
-    fn is_fresh(&self, now: SystemTime) -> bool {
-        let age = now.duration_since(self.at).unwrap_or(Duration::MAX);
-        let lasts = self.credentials.expiry().is_none_or(|expiry| now + EXPIRY_MARGIN < expiry);
-        age < CACHE_FOR && lasts
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 #[error("nothing in the environment or the AWS files provides any")]
 struct NoProvider;
@@ -321,6 +303,8 @@ async fn load(config: &ApiConfig) -> SdkConfig {
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(SdkHttp::new(config.network.clone()))
+        // The keys keep themselves.
+        .identity_cache(IdentityCache::no_cache())
         .retry_config(RetryConfig::standard().with_max_attempts(4))
         .timeout_config(timeouts);
     if let Some(profile) = &config.profile {
@@ -335,7 +319,10 @@ async fn load(config: &ApiConfig) -> SdkConfig {
     if let Some(credentials) = &config.credentials {
         loader = loader.credentials_provider(credentials.clone());
     }
-    loader.load().await
+    let sdk = loader.load().await;
+    let Some(source) = sdk.credentials_provider() else { return sdk };
+    let keys = SharedCredentialsProvider::new(Keys::new(source));
+    sdk.into_builder().credentials_provider(keys).build()
 }
 
 /// `AWS_ENDPOINT_URL_SSM`, `AWS_ENDPOINT_URL`, or either in the profile.
@@ -379,10 +366,6 @@ fn variable(name: &str) -> Option<String> {
 }
 
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A credential process may ask its user something.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(60);
-const CACHE_FOR: Duration = Duration::from_secs(300);
-const EXPIRY_MARGIN: Duration = Duration::from_secs(120);
 /// Those of a laptop: calls, websockets, assumed roles, sign-on.
 const SERVICES: [&str; 5] = ["ssm", "ssmmessages", "sts", "oidc", "portal.sso"];
 const PAGE_SIZE: i32 = 50;

@@ -10,7 +10,7 @@
 //! - [`connect`]: TCP, HTTP proxy, TLS, for websockets and API calls alike; [`proxy`] and
 //!   [`stream_url`] are its pure parts.
 //!
-//! Beside the path: [`api`], the calls that start, resume and end sessions, its errors in
+//! Beside the path: [`api`], the calls that start, resume and end sessions, with their `keys`, its errors in
 //! [`api_error`], which names the `profiles` of the AWS files, and [`http`], which carries them.
 
 pub mod api;
@@ -19,6 +19,7 @@ pub mod channel;
 pub mod connect;
 pub mod handshake;
 pub mod http;
+mod keys;
 pub mod message;
 mod profiles;
 pub mod proxy;

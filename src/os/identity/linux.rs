@@ -1,7 +1,13 @@
 //! Linux: processes and the boot as /proc tells them.
 
+use std::ffi::CString;
 use std::io;
 use std::path::PathBuf;
+
+use rustix::thread as rights;
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use super::Caller;
 
 pub(super) const ROOT_RUN_DIR: &str = "/run/ssm-proxy";
 
@@ -29,6 +35,30 @@ pub(super) fn lower_this_thread(uid: u32, gid: u32) -> io::Result<()> {
             && libc::setfsuid(u32::MAX).cast_unsigned() == uid;
         done.then_some(()).ok_or_else(|| io::Error::other("the caller's rights could not be taken on"))
     }
+}
+
+/// From now on the calling thread, and no other, is this user, and so is what it starts. Of root's rights the thread
+/// itself keeps the one to mark its sockets, without which they would go into our own device.
+pub(super) fn become_caller(caller: &Caller) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(caller.uid), Gid::from_raw(caller.gid));
+    let kept = rights::capabilities(None)?.permitted & CapabilitySet::NET_ADMIN;
+    rights::set_keep_capabilities(true)?;
+    rights::set_thread_groups(&groups(caller))?;
+    rights::set_thread_res_gid(gid, gid, gid)?;
+    rights::set_thread_res_uid(uid, uid, uid)?;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    Ok(rights::set_capabilities(None, sets)?)
+}
+
+/// All groups of the user; at least the first where the user database does not tell.
+fn groups(caller: &Caller) -> Vec<Gid> {
+    let mut found = [caller.gid; 256];
+    let mut count = found.len() as libc::c_int;
+    let name = CString::new(caller.name.as_str()).unwrap_or_default();
+    // SAFETY: the name has an end, and `count` says how many groups there is room for.
+    let told = unsafe { libc::getgrouplist(name.as_ptr(), caller.gid, found.as_mut_ptr(), &mut count) };
+    let count = usize::try_from(told).map_or(1, |count| count.clamp(1, found.len()));
+    found[..count].iter().copied().map(Gid::from_raw).collect()
 }
 
 /// Clock ticks between the boot and the process's start.

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::path::PathBuf;
 
+use super::Caller;
 use crate::os::route_socket::sysctl;
 
 pub(super) const ROOT_RUN_DIR: &str = "/var/run/ssm-proxy";
@@ -30,6 +31,12 @@ pub(super) fn lower_this_thread(uid: u32, gid: u32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// As [`lower_this_thread`]. What the thread starts is root's all the same: macOS knows a thread's rights for its own
+/// calls alone.
+pub(super) fn become_caller(caller: &Caller) -> io::Result<()> {
+    lower_this_thread(caller.uid, caller.gid)
 }
 
 /// Microseconds since 1970.
