@@ -542,6 +542,13 @@ fn a_company_network_with_its_own_ca_and_proxy_works() {
     fails(world.up(&[]).env_remove("AWS_CA_BUNDLE"), 5, &["UnknownIssuer", "try: ", "AWS_CA_BUNDLE"]);
     fails(world.up(&[]).env("AWS_CA_BUNDLE", "/nonexistent"), 5, &["/nonexistent", "No such file"]);
 
+    fs::create_dir_all(world.vpc.dir.path().join(".aws")).unwrap();
+    let bundle = world.simulator.ca_pem_path().unwrap();
+    let profile = format!("[profile corp]\nregion = eu-central-1\nca_bundle = {}\n", bundle.display());
+    fs::write(world.vpc.dir.path().join(".aws/config"), profile).unwrap();
+    let mut client = running(world.up(&["--profile", "corp"]).env_remove("AWS_CA_BUNDLE"));
+    client.end(Signal::INT).unwrap();
+
     let (proxy, asked) = proxy(&world);
     let mut client = running(world.up(&[]).env("HTTPS_PROXY", &proxy));
     round_trip(&mut world.connect(world.echo()));

@@ -11,7 +11,7 @@ use crate::config::{Plan, Via};
 use crate::error::{Exit, UserError};
 use crate::os::bypass;
 use crate::os::identity;
-use crate::ssm::api::{Api, ApiConfig};
+use crate::ssm::api::{self, Api, ApiConfig};
 use crate::ssm::connect::Network;
 use crate::tunnel::lessons::Lessons;
 use crate::tunnel::path::{Path, Sessions, SharedApi, SsmPath};
@@ -38,7 +38,8 @@ pub(super) async fn make(plan: &Plan, tell: &dyn Fn(Progress)) -> anyhow::Result
         Via::Tag { .. } => None,
     };
     let protect = Arc::new(|socket: &socket2::Socket| bypass::protect(socket));
-    let network = Network::from_environment(protect).map_err(|error| explain::network(&error))?;
+    let ca_bundle = api::ca_bundle(plan.profile.as_deref());
+    let network = Network::from_environment(protect, ca_bundle).map_err(|error| explain::network(&error))?;
     let config =
         ApiConfig { profile: plan.profile.clone(), region: plan.region.clone(), ..ApiConfig::new(network) };
     let told = |error| explain::api(&error);

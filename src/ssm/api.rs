@@ -106,7 +106,7 @@ impl Api {
         let wanted = config.clone();
         let sdk = load(&config).await;
         let mut surroundings = Surroundings {
-            profile: profile.unwrap_or_else(|| "default".to_owned()),
+            profile: profile.unwrap_or_else(|| DEFAULT_PROFILE.to_owned()),
             region: String::new(),
             ..known_profiles()
         };
@@ -345,15 +345,19 @@ fn instance(info: InstanceInformation) -> Option<InstanceInfo> {
     })
 }
 
-/// The profiles of the files that the SDK reads, which are small.
+/// The certificates that a profile trusts beside the system's: `ca_bundle` in the config file.
+pub fn ca_bundle(profile: Option<&str>) -> Option<PathBuf> {
+    let named = profile.map(str::to_owned).or_else(|| variable("AWS_PROFILE"));
+    let profile = named.unwrap_or_else(|| DEFAULT_PROFILE.to_owned());
+    let config = config_file();
+    let bundle = profiles::setting(&config, &profile, "ca_bundle").filter(|path| !path.is_empty());
+    bundle.map(PathBuf::from)
+}
+
+/// The profiles of the files that the SDK reads.
 fn known_profiles() -> Surroundings {
-    let read = |name: &str, default: &str| {
-        let named = variable(name).map(PathBuf::from);
-        let path = named.or_else(|| Some(PathBuf::from(variable("HOME")?).join(default)));
-        path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
-    };
-    let config = read("AWS_CONFIG_FILE", ".aws/config");
-    let credentials = read("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+    let config = config_file();
+    let credentials = aws_file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
     Surroundings {
         profiles: profiles::names(&config, &credentials),
         with_mfa: profiles::with_mfa(&config),
@@ -361,10 +365,22 @@ fn known_profiles() -> Surroundings {
     }
 }
 
+fn config_file() -> String {
+    aws_file("AWS_CONFIG_FILE", ".aws/config")
+}
+
+/// A file of the AWS CLI, which is small; empty where there is none.
+fn aws_file(name: &str, default: &str) -> String {
+    let named = variable(name).map(PathBuf::from);
+    let path = named.or_else(|| Some(PathBuf::from(variable("HOME")?).join(default)));
+    path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
+}
+
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+const DEFAULT_PROFILE: &str = "default";
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Those of a laptop: calls, websockets, assumed roles, sign-on.
 const SERVICES: [&str; 5] = ["ssm", "ssmmessages", "sts", "oidc", "portal.sso"];

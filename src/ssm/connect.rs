@@ -61,10 +61,11 @@ impl Drop for Wait<'_> {
 }
 
 impl Network {
-    /// Proxies and certificates as the environment says.
-    pub fn from_environment(protect: Protect) -> Result<Self, ConnectError> {
+    /// Proxies and certificates as the environment says; without `AWS_CA_BUNDLE` it is `ca_bundle`.
+    pub fn from_environment(protect: Protect, ca_bundle: Option<PathBuf>) -> Result<Self, ConnectError> {
         let proxies = ProxySettings::from_variables(|name| std::env::var(name).ok())?;
-        let bundle = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let named = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let bundle = named.or(ca_bundle);
         Ok(Self::new(protect, proxies, bundle.into_iter().collect()))
     }
 

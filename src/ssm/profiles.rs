@@ -16,16 +16,28 @@ pub(super) fn names(config: &str, credentials: &str) -> Vec<String> {
 
 /// The profiles of the config file that ask for an MFA code.
 pub(super) fn with_mfa(config: &str) -> Vec<String> {
-    let mut section = None;
-    let mut found = Vec::new();
-    for line in config.lines().map(str::trim) {
+    settings(config).filter(|(_, key, _)| *key == "mfa_serial").map(|(profile, ..)| profile).collect()
+}
+
+/// What the config file says of `key` for a profile.
+pub(super) fn setting<'a>(config: &'a str, profile: &str, key: &str) -> Option<&'a str> {
+    settings(config).find(|(of, name, _)| of == profile && *name == key).map(|(.., value)| value)
+}
+
+/// The lines of profiles: whose, key and value.
+fn settings(config: &str) -> impl Iterator<Item = (String, &str, &str)> {
+    let mut profile = None;
+    config.lines().map(str::trim).filter_map(move |line| {
         if line.starts_with('[') {
-            section = names(line, "").pop();
-        } else if line.split_once('=').is_some_and(|(key, _)| key.trim() == "mfa_serial") {
-            found.extend(section.take());
+            profile = names(line, "").pop();
+            return None;
         }
-    }
-    found
+        let (key, value) = line.split_once('=')?;
+        let value = [" #", " ;"]
+            .into_iter()
+            .fold(value, |value, comment| value.split_once(comment).map_or(value, |(value, _)| value));
+        Some((profile.clone()?, key.trim(), value.trim()))
+    })
 }
 
 fn sections(text: &str) -> impl Iterator<Item = &str> {
@@ -45,6 +57,15 @@ mod tests {
     fn profiles_that_want_an_mfa_code_are_known() {
         let config = "mfa_serial = x\n[profile a]\nregion = x\n[profile b]\nmfa_serial = arn\n[default]\n mfa_serial=y\n";
         assert_eq!(with_mfa(config), ["b", "default"]);
+    }
+
+    #[test]
+    fn settings_are_those_of_their_profile() {
+        let config = "[default]\nca_bundle=/a\n[profile dev]\n ca_bundle = /b c.pem ; ours\nregion =\n[services x]\nca_bundle=/c\n";
+        assert_eq!(setting(config, "default", "ca_bundle"), Some("/a"));
+        assert_eq!(setting(config, "dev", "ca_bundle"), Some("/b c.pem"));
+        assert_eq!(setting(config, "dev", "region"), Some(""));
+        assert_eq!(setting(config, "x", "ca_bundle"), None);
     }
 
     #[test]
