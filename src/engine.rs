@@ -177,12 +177,13 @@ fn failed<E>(reason: String) -> Life<E> {
 }
 
 /// The trunk is gone with its flows; tells whether that is the end.
-fn forgotten(reason: String, lanes: &Lanes) -> Option<Ended> {
+fn forgotten(reason: String, lanes: &mut Lanes) -> Option<Ended> {
+    lanes.note_failure(now());
     lanes.config.health.lose_trunk(now(), reason);
     (!lanes.may_begin_anew()).then_some(Ended::GaveUp(End::Lost, None))
 }
 
-fn after<E>(outcome: Outcome, remains: Remains<E>, lanes: &Lanes) -> Life<E> {
+fn after<E>(outcome: Outcome, remains: Remains<E>, lanes: &mut Lanes) -> Life<E> {
     let reason = match outcome {
         Outcome::Closed => return Life::Stopped,
         Outcome::Ends { text } => return failed(text),

@@ -10,13 +10,15 @@ pub(super) struct Gate {
     not_before: Option<Instant>,
     /// The least time between two tries; zero where AWS does not throttle.
     spacing: Duration,
+    /// Nothing has failed since then.
+    calm_since: Option<Instant>,
 }
 
 impl Gate {
     /// `most` is the longest pause after a failure.
     pub(super) fn new(most: Duration) -> Self {
         let backoff = Backoff::new(LEAST_PAUSE.min(most), most);
-        Self { backoff, not_before: None, spacing: Duration::ZERO }
+        Self { backoff, not_before: None, spacing: Duration::ZERO, calm_since: None }
     }
 
     /// When the next lane may be asked for while `under_way` are; `None` before one of those is done.
@@ -33,6 +35,9 @@ impl Gate {
 
     /// `random` spreads clients that failed together.
     pub(super) fn failed(&mut self, throttled: bool, random: u32, now: Instant) {
+        if self.calm_since.take().is_some_and(|since| now.saturating_duration_since(since) >= LIVED) {
+            self.backoff.reset();
+        }
         let pause = self.backoff.next_delay(random);
         if throttled {
             self.spacing = (self.spacing * 2).clamp(LEAST_SPACING, MOST_SPACING);
@@ -44,8 +49,9 @@ impl Gate {
         }
     }
 
-    pub(super) fn succeeded(&mut self) {
-        self.backoff.reset();
+    /// A lane is there; a good one it is only once it has [`LIVED`].
+    pub(super) fn succeeded(&mut self, now: Instant) {
+        self.calm_since.get_or_insert(now);
         self.spacing = if self.spacing > LEAST_SPACING { self.spacing / 2 } else { Duration::ZERO };
         if self.spacing.is_zero() {
             self.not_before = None;
@@ -60,13 +66,16 @@ impl Gate {
         }
     }
 
-    fn hold(&mut self, until: Instant) {
+    /// None before then.
+    pub(super) fn hold(&mut self, until: Instant) {
         self.not_before = Some(self.not_before.map_or(until, |at| at.max(until)));
     }
 }
 
 /// Calls of StartSession that may be under way.
 const AT_ONCE: usize = 2;
+/// A lane that dies sooner counts as a try that failed: what kills each one at once must not be fed with sessions.
+pub(super) const LIVED: Duration = Duration::from_secs(2);
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 const LEAST_SPACING: Duration = Duration::from_secs(2);
 const MOST_SPACING: Duration = Duration::from_secs(60);
@@ -116,11 +125,11 @@ mod tests {
         assert_eq!(gate.opens_at(0, now), Some(now + 60 * SECOND), "but not for ever");
 
         let later = now + 60 * SECOND;
-        gate.succeeded();
+        gate.succeeded(later);
         gate.asked(later);
         assert_eq!(gate.opens_at(0, later), Some(later + 30 * SECOND), "slowly back to full speed");
         for _ in 0..8 {
-            gate.succeeded();
+            gate.succeeded(later);
         }
         assert_eq!(gate.opens_at(1, later), Some(later));
     }

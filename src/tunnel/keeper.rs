@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use agent::wire::trunk::LaneId;
 
-use super::gate::Gate;
+use super::gate::{Gate, LIVED};
 use super::wanted::Wanted;
 use crate::config::LanePlan;
 
@@ -36,6 +36,7 @@ pub(super) struct Keeper {
 #[derive(Debug)]
 struct Slot {
     lane: LaneId,
+    since: Instant,
     /// When it is to be replaced.
     replace_at: Option<Instant>,
     condition: Condition,
@@ -110,9 +111,9 @@ impl Keeper {
         self.dials = self.dials.saturating_sub(1);
         self.most = most.max(1);
         self.failures = 0;
-        self.gate.succeeded();
+        self.gate.succeeded(now);
         let replace_at = span.map(|span| now + span);
-        self.lanes.push(Slot { lane, replace_at, condition: Condition::Good });
+        self.lanes.push(Slot { lane, since: now, replace_at, condition: Condition::Good });
     }
 
     pub(super) fn dial_failed(&mut self, throttled: bool, random: u32, now: Instant) {
@@ -132,8 +133,12 @@ impl Keeper {
     }
 
     /// The lane is gone.
-    pub(super) fn lost(&mut self, lane: LaneId) {
+    pub(super) fn lost(&mut self, lane: LaneId, random: u32, now: Instant) {
         let before = self.lanes.len();
+        let died_young = |slot: &Slot| slot.lane == lane && now.saturating_duration_since(slot.since) < LIVED;
+        if self.lanes.iter().any(died_young) {
+            self.gate.failed(false, random, now);
+        }
         self.lanes.retain(|slot| slot.lane != lane);
         if self.lanes.is_empty() && before > 0 && !self.plan.reconnect && self.is_needed() {
             self.end = Some(End::Lost);
@@ -177,6 +182,11 @@ impl Keeper {
     /// So many lanes would be of use.
     pub(super) fn set_need(&mut self, need: usize, now: Instant) {
         self.wanted.set_need(need, now);
+    }
+
+    /// Nothing is dialled before then.
+    pub(super) fn hold(&mut self, until: Instant) {
+        self.gate.hold(until);
     }
 
     /// The machine woke or the network is another one.
@@ -354,9 +364,14 @@ mod tests {
             self.keeper.dial_failed(throttled, u32::MAX, self.now);
         }
 
+        /// A lane that has lived for a while is gone.
         fn lose(&mut self, lane: u64) {
+            self.after(LIVED).die(lane);
+        }
+
+        fn die(&mut self, lane: u64) {
             self.carrying.retain(|live| *live != lane);
-            self.keeper.lost(LaneId(lane));
+            self.keeper.lost(LaneId(lane), u32::MAX, self.now);
         }
 
         /// Dials succeed until nothing is asked for any more.
@@ -521,6 +536,33 @@ mod tests {
             world.now = world.keeper.poll_timeout(world.now).expect("it keeps trying");
         }
         assert!((30..80).contains(&calls), "{calls} calls");
+    }
+
+    #[test]
+    fn lanes_that_die_at_once_are_made_slower_and_slower() {
+        let mut world = World::with(LaneCount::Exactly(1));
+        let end = world.now + 60 * SECOND;
+        let mut dials = 0;
+        while world.now < end {
+            world.act();
+            if world.dials > 0 {
+                dials += 1;
+                let lane = world.succeed();
+                world.die(lane);
+            }
+            world.act();
+            world.now = world.keeper.poll_timeout(world.now).expect("it keeps trying");
+        }
+        assert!((10..25).contains(&dials), "{dials} dials in a minute");
+
+        world.settle();
+        let lane = world.carrying[0];
+        world.lose(lane);
+        world.act();
+        assert_eq!(world.dials, 1, "after one that lived the next comes at once");
+        world.fail(false);
+        let again = world.now + Duration::from_millis(100);
+        assert_eq!(world.keeper.poll_timeout(world.now), Some(again), "and failures count anew");
     }
 
     #[test]

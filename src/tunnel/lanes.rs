@@ -18,6 +18,7 @@ use super::keeper::{Action, Keeper, Why};
 use super::lessons::{Lesson, Lessons};
 use super::life::Life;
 use super::path::{Path, Session};
+use super::restarts::Restarts;
 use crate::config::LanePlan;
 use crate::engine;
 use crate::ssm::channel::MIN_PAYLOAD;
@@ -59,6 +60,7 @@ pub struct Lanes {
     life: Life,
     /// Nothing is dialled before there is something to carry.
     asleep: bool,
+    restarts: Restarts,
     greeted: bool,
     /// Why the last lane went whose place was not filled yet, for the one that fills it.
     vacancies: Vec<String>,
@@ -135,6 +137,7 @@ impl Lanes {
             roster: Roster::default(),
             life: Life::new(max_session),
             asleep: lazy,
+            restarts: Restarts::new(config.plan.reconnect_delay),
             greeted: false,
             vacancies: Vec::new(),
             config,
@@ -144,9 +147,15 @@ impl Lanes {
     /// The trunk has ended, and its lanes with it.
     pub fn forget_trunk(&mut self) {
         self.ticket = None;
+        self.restarts.ended();
         self.held.clear();
         self.vacancies.clear();
         self.config.health.update(|health| health.lanes.clear());
+    }
+
+    /// The agent ended the trunk, or no longer knew it.
+    pub fn note_failure(&mut self, now: Instant) {
+        self.restarts.failed(random(), now);
     }
 
     /// Whether a trunk that has ended is followed by another.
@@ -174,6 +183,9 @@ impl Lanes {
         };
         if self.asleep {
             self.config.health.rest(engine::now());
+        }
+        if let Some(at) = self.restarts.not_before() {
+            keeping.keeper.hold(at);
         }
         loop {
             while let Some(action) = keeping.keeper.poll_action(engine::now()) {
@@ -287,8 +299,10 @@ impl Lanes {
     async fn attach(&mut self, dialled: Dialled, keeping: &mut Keeping<'_>) {
         let Dialled { attach, welcomed, session, entry, began } = dialled;
         let (lane, now) = (attach.lane, engine::now());
-        let timed = session.is_some().then(|| self.life.span(random()));
-        keeping.keeper.dialled(lane, usize::from(welcomed.max_lanes), timed, began);
+        let age = now.saturating_duration_since(began);
+        let timed = session.is_some().then(|| self.life.span(random()).saturating_sub(age));
+        keeping.keeper.dialled(lane, usize::from(welcomed.max_lanes), timed, now);
+        self.restarts.attached(now);
         let facts = LaneFacts {
             lane,
             kind: self.config.path.kind_name(),
@@ -345,8 +359,8 @@ impl Lanes {
         let Some(at) = self.held.iter().position(|held| held.lane == lane) else { return };
         let held = self.held.swap_remove(at);
         let by_plan = reason == Why::Retired.text();
-        keeping.keeper.lost(lane);
         let now = engine::now();
+        keeping.keeper.lost(lane, random(), now);
         self.config.health.lane_gone(lane, reason, by_plan, now);
         if !by_plan {
             self.vacancies.push(reason.to_owned());

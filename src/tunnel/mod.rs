@@ -1,7 +1,8 @@
 //! The way to the agent: makes lanes, greets, and keeps the trunk alive.
 //!
 //! What decides is pure: `keeper` (what is to be done about lanes now), with `wanted` (how many), `gate` (when one may be
-//! asked for), `life` (when one is replaced by plan), `lessons` (what is remembered), `outage` and `history` (what is told).
+//! asked for), `restarts` (when a trunk may begin), `life` (when a lane is replaced by plan), `lessons` (what is remembered),
+//! `outage` and `history` (what is told).
 //! What acts: [`lanes`] does what the keeper says, `dial` makes one lane, [`path`] is what it is made of.
 
 mod backoff;
@@ -16,4 +17,5 @@ pub mod lessons;
 mod life;
 mod outage;
 pub mod path;
+mod restarts;
 mod wanted;
