@@ -150,6 +150,7 @@ impl Lanes {
         self.restarts.ended();
         self.held.clear();
         self.vacancies.clear();
+        self.life.dismiss();
         self.config.health.update(|health| health.lanes.clear());
     }
 
@@ -303,6 +304,11 @@ impl Lanes {
         let timed = session.is_some().then(|| self.life.span(random()).saturating_sub(age));
         keeping.keeper.dialled(lane, usize::from(welcomed.max_lanes), timed, now);
         self.restarts.attached(now);
+        if welcomed.resumed
+            && let Some(max) = self.life.confirm()
+        {
+            self.take_in(Lesson::MaxSession(max));
+        }
         let facts = LaneFacts {
             lane,
             kind: self.config.path.kind_name(),
@@ -383,14 +389,14 @@ impl Lanes {
         let Some(session) = &held.session else { return };
         let status = session.handle.status();
         let ended_by_aws = matches!(status.failure, Some(SsmError::Closed { greeted: true, .. }));
-        let age = engine::now().saturating_duration_since(held.began);
-        let learned = (ended_by_aws && busy).then(|| self.life.learn(age)).flatten();
-        let lesson = learned.map(Lesson::MaxSession);
+        if ended_by_aws && busy {
+            self.life.note_end(engine::now().saturating_duration_since(held.began));
+        }
         let too_big = matches!(status.failure, Some(SsmError::MessageTooBig(_)));
         let limit = Lesson::Limit(status.proven_payload.max(MIN_PAYLOAD));
         let limit = (too_big || status.suspect_payload && status.cuts > 2).then_some(limit);
-        for lesson in lesson.into_iter().chain(limit) {
-            self.take_in(lesson);
+        if let Some(limit) = limit {
+            self.take_in(limit);
         }
     }
 

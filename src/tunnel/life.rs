@@ -1,18 +1,21 @@
 //! Pure: how long a lane lives before it is replaced by plan, and what is learned from sessions that AWS ended.
 //!
 //! AWS closes a session's websocket after about an hour, and ends the session where the account has a maximum
-//! duration, which is a number of whole minutes. A lane is replaced before either.
+//! duration, which is a number of whole minutes. A lane is replaced before either. A session also ends when the agent at
+//! its far end dies, so what one taught counts only once it is seen that the agent lived on.
 
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
     max_session: Option<Duration>,
+    /// AWS, or the end of the agent, ended a session at this age.
+    ended_at: Option<Duration>,
 }
 
 impl Life {
     pub(super) fn new(max_session: Option<Duration>) -> Self {
-        Self { max_session }
+        Self { max_session, ended_at: None }
     }
 
     /// For a lane that is made now; `random` keeps those made together from being replaced together.
@@ -21,13 +24,24 @@ impl Life {
         limit.mul_f64(1.0 - SPREAD * f64::from(random) / f64::from(u32::MAX))
     }
 
-    /// AWS ended a session that was in use, at this age; the maximum duration, if that tells a lower one.
-    pub(super) fn learn(&mut self, age: Duration) -> Option<Duration> {
+    /// A session that was in use was ended at this age.
+    pub(super) fn note_end(&mut self, age: Duration) {
+        self.ended_at = Some(age);
+    }
+
+    /// The agent lived on: AWS ended it. The maximum duration, if that tells a lower one.
+    pub(super) fn confirm(&mut self) -> Option<Duration> {
+        let age = self.ended_at.take()?;
         let minutes = age.as_secs() / 60;
         let beyond = age.saturating_sub(Duration::from_secs(60 * minutes));
         let learned = Duration::from_secs(60 * minutes);
         let news = minutes > 0 && beyond <= LATE && self.max_session.is_none_or(|known| learned < known);
         news.then(|| *self.max_session.insert(learned))
+    }
+
+    /// The agent was away: its end was the session's.
+    pub(super) fn dismiss(&mut self) {
+        self.ended_at = None;
     }
 }
 
@@ -63,12 +77,24 @@ mod tests {
     #[test]
     fn an_end_at_a_whole_minute_teaches_the_maximum() {
         let mut life = Life::new(None);
-        assert_eq!(life.learn(20 * SECOND), None, "somebody ended it");
-        assert_eq!(life.learn(30 * MINUTE + 20 * SECOND), None);
-        assert_eq!(life.learn(30 * MINUTE - SECOND), None);
-        assert_eq!(life.learn(30 * MINUTE + 2 * SECOND), Some(30 * MINUTE));
-        assert_eq!(life.span(0), 29 * MINUTE);
-        assert_eq!(life.learn(40 * MINUTE), None, "the lower one is known");
-        assert_eq!(life.learn(15 * MINUTE), Some(15 * MINUTE));
+        let mut learn = |age| {
+            life.note_end(age);
+            life.confirm()
+        };
+        assert_eq!(learn(20 * SECOND), None, "somebody ended it");
+        assert_eq!(learn(30 * MINUTE + 20 * SECOND), None);
+        assert_eq!(learn(30 * MINUTE - SECOND), None);
+        assert_eq!(learn(30 * MINUTE + 2 * SECOND), Some(30 * MINUTE));
+        assert_eq!(learn(40 * MINUTE), None, "the lower one is known");
+        assert_eq!(learn(15 * MINUTE), Some(15 * MINUTE));
+        assert_eq!(life.span(0), 14 * MINUTE);
+    }
+
+    #[test]
+    fn the_end_of_the_agent_teaches_nothing() {
+        let mut life = Life::new(None);
+        life.note_end(7 * MINUTE);
+        life.dismiss();
+        assert_eq!((life.confirm(), life.span(0)), (None, 50 * MINUTE));
     }
 }
