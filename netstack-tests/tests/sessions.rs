@@ -382,6 +382,28 @@ fn a_credential_process_under_sudo_has_the_rights_of_who_typed_it() {
 }
 
 #[test]
+fn a_session_that_ends_says_so_and_a_second_down_waits_too() {
+    require_netns!();
+    let world = World::fast();
+    let client = world.session(&[]);
+    world.simulator.knobs(|knobs| knobs.api_delay = Duration::from_secs(2));
+
+    let first = thread::scope(|scope| {
+        let first = scope.spawn(|| world.client(&["down"]));
+        until("the end of the session", || {
+            text(&world.client(&["status", "--json"])).contains(r#""state":"ending""#)
+        });
+        let second = world.client(&["down"]);
+        assert_eq!(second.status.code(), Some(0), "{}", text(&second));
+        first.join().unwrap()
+    });
+
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first));
+    assert_eq!({ client }.wait(END).unwrap().code(), Some(0));
+    world.assert_untouched("two times down");
+}
+
+#[test]
 fn what_sudo_dropped_is_named_with_the_command_that_keeps_it() {
     require_netns!();
     let world = World::fast();

@@ -102,8 +102,10 @@ fn end(entry: &Entry, print: &Printer) -> Result<(), UserError> {
         .hint("the next `sudo ssm-proxy up` undoes whatever it left behind"));
     }
     print.step(&format!("session {name} ended"));
-    print.detail(&format!("routes removed: {}", before.cidr.join(", ")));
-    print.detail(&format!("device removed: {}", before.device));
+    if !before.device.is_empty() {
+        print.detail(&format!("routes removed: {}", before.cidr.join(", ")));
+        print.detail(&format!("device removed: {}", before.device));
+    }
     for id in before.lanes.iter().filter_map(|lane| lane.session_id.as_ref()) {
         print.detail(&format!("SSM session ended: {id}"));
     }

@@ -14,6 +14,7 @@ mod way;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tracing::debug;
 
 use crate::capture::tun::Capture;
 use crate::config::Plan;
@@ -115,6 +117,17 @@ impl Door {
         }
     }
 
+    /// Answers questions until `work`, the end of the session, is done; who wants that end is too late.
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                stop = self.until_stop() => debug!("the session is ending already: {stop:?}"),
+            }
+        }
+    }
+
     /// What `work` gives, unless somebody wants the session to end before.
     async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
         tokio::select! {
@@ -166,7 +179,7 @@ impl Session<'_> {
         self.door.teller.set_data(&device, data.asks.clone());
         let outcome = self.serve(&mut data, &way, &device, &mut lessons).await;
         self.door.teller.ending();
-        data.stop().await;
+        self.door.attend(data.stop()).await;
         outcome
     }
 
