@@ -32,7 +32,7 @@ impl fmt::Display for KeyError {
             Self::NotAFile { path } => write!(f, "{} is not a regular file", path.display()),
             Self::Short { path, short } => write!(
                 f,
-                "{0} holds a key of {1} bytes, at least 16 are needed: make one with 'head -c 32 /dev/urandom | base64 > {0}'",
+                "{0} holds a key of {1} bytes, at least 16 are needed: make one with '(umask 077; head -c 32 /dev/urandom | base64 > {0})'",
                 path.display(),
                 short.length
             ),

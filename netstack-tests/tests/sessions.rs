@@ -484,6 +484,7 @@ fn keys_of_a_tcp_lane_that_do_not_fit_are_told_apart() {
     let file = |name: &str, content: &str| {
         let path = world.vpc.dir.path().join(name);
         fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path.display().to_string()
     };
     let up = |key: Option<&str>| {
@@ -494,6 +495,10 @@ fn keys_of_a_tcp_lane_that_do_not_fit_are_told_apart() {
     fails(&mut up(None), 2, &["needs --key-file", "try: "]);
     fails(&mut up(Some("/nonexistent")), 2, &["/nonexistent cannot be read", "No such file"]);
     fails(&mut up(Some(&file("short", "short"))), 2, &["cannot be used", "at least 16", "try: "]);
+    fails(&mut up(Some("/dev/zero")), 2, &["cannot be used", "not a regular file"]);
+    let open = file("open", "a key that everybody may read\n");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    fails(&mut up(Some(&open)), 2, &["cannot be used", "mode 0644", "try: chmod 600"]);
     let wrong = file("wrong", "quite another key of more than sixteen bytes\n");
     fails(&mut up(Some(&wrong)), 5, &["key file is wrong", "try: "]);
 

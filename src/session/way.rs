@@ -3,6 +3,7 @@
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
+use agent::keys::{self, KeyError};
 use agent::wire::hello::Psk;
 use anyhow::anyhow;
 
@@ -99,14 +100,22 @@ async fn find(api: &Api, key: &str, value: &str) -> anyhow::Result<String> {
     }
 }
 
-fn read_key(file: &FilePath) -> anyhow::Result<Psk> {
-    let bytes = std::fs::read(file).map_err(|error| {
-        UserError::new(Exit::Usage, format!("the key file {} cannot be read", file.display())).cause(error)
-    })?;
-    Psk::from_file_content(&bytes).map_err(|error| {
-        UserError::new(Exit::Usage, format!("the key file {} cannot be used", file.display()))
-            .cause(error)
-            .hint(format!("head -c 32 /dev/urandom | base64 > {}", file.display()))
-            .into()
+/// As the agent reads its own: a key that others may read is none.
+fn read_key(file: &FilePath) -> Result<Psk, UserError> {
+    keys::shared_key(file).map_err(|error| {
+        let file = file.display();
+        let told = |what| UserError::new(Exit::Usage, format!("the key file {file} {what}"));
+        let unfit = told("cannot be used");
+        match error {
+            KeyError::Io { error, .. } => told("cannot be read").cause(error),
+            KeyError::Open { mode, .. } => unfit
+                .cause(format!("others may read it (mode {mode:04o})"))
+                .hint(format!("chmod 600 {file}, and make a new key if others had access")),
+            KeyError::Short { short, .. } => {
+                unfit.cause(short).hint(format!("(umask 077; head -c 32 /dev/urandom | base64 > {file})"))
+            }
+            KeyError::NotAFile { .. } => unfit.cause("it is not a regular file"),
+            KeyError::Damaged { .. } | KeyError::Entropy(_) => unfit.cause(error),
+        }
     })
 }

@@ -176,11 +176,7 @@ impl fmt::Debug for PublicKey {
 
 impl fmt::Display for ShortKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the key file holds {} bytes, a key has at least {SHORTEST_PSK}: make one with `openssl rand -hex 32`",
-            self.length
-        )
+        write!(f, "the key file holds {} bytes, a key has at least {SHORTEST_PSK}", self.length)
     }
 }
 
