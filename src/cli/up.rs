@@ -254,33 +254,9 @@ const SUDO_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", 
 
 /// The same command under sudo, with the variables it depends on and sudo would drop.
 fn sudo_command(program: &str, args: impl Iterator<Item = String>, set: &[String]) -> String {
-    let mut kept: Vec<&str> = set.iter().map(String::as_str).filter(|name| matters(name)).collect();
+    let mut kept: Vec<&str> = set.iter().map(String::as_str).filter(|name| identity::matters(name)).collect();
     kept.sort_unstable();
-    let keep = (!kept.is_empty()).then(|| format!("--preserve-env={}", kept.join(",")));
-    let words = std::iter::once("sudo".to_owned()).chain(keep);
-    words
-        .chain(std::iter::once(quote(program)))
-        .chain(args.map(|arg| quote(&arg)))
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
-fn matters(name: &str) -> bool {
-    let proxy = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"];
-    let trust = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
-    let prefixed = name.starts_with("AWS_") || name.starts_with("SSM_PROXY_");
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    plain && (prefixed || proxy.contains(&name) || trust.contains(&name))
-}
-
-/// As a POSIX shell takes it for one word.
-fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
+    identity::sudo_command(&kept, std::iter::once(program.to_owned()).chain(args))
 }
 
 #[cfg(test)]
@@ -300,15 +276,6 @@ mod tests {
             "sudo --preserve-env=AWS_PROFILE,AWS_REGION,no_proxy ssm-proxy up --instance-tag 'Name=my host' --cidr 10.0.0.0/8"
         );
         assert_eq!(sudo_command("ssm-proxy", std::iter::empty(), &[]), "sudo ssm-proxy");
-    }
-
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        for (word, quoted) in
-            [("a-b", "a-b"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$x", "'$x'")]
-        {
-            assert_eq!(quote(word), quoted);
-        }
     }
 
     #[test]

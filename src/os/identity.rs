@@ -148,8 +148,8 @@ pub fn dropped_environment_hint() -> Option<String> {
         return None;
     }
     let dropped = dropped_names(&system::ancestors_environments(), &|name| std::env::var_os(name).is_some());
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    (!dropped.is_empty()).then(|| keeping_command(&dropped, &arguments))
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    (!dropped.is_empty()).then(|| sudo_command(&dropped, words))
 }
 
 /// The names that matter to us in the nearest ancestor that has any, without those we have too.
@@ -170,22 +170,22 @@ fn dropped_names(ancestors: &[Vec<u8>], have: &dyn Fn(&str) -> bool) -> Vec<Stri
     Vec::new()
 }
 
-fn matters(name: &str) -> bool {
+/// Whether a variable decides how we reach AWS.
+pub fn matters(name: &str) -> bool {
     let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let prefixed = name.starts_with("AWS_") || name.starts_with("SSM_PROXY_");
     plain && (prefixed || NETWORK_VARIABLES.contains(&name))
 }
 
-fn keeping_command(names: &[String], arguments: &[OsString]) -> String {
-    let mut command = format!("sudo --preserve-env={}", names.join(","));
-    for argument in arguments {
-        command.push(' ');
-        command.push_str(&quoted(&argument.to_string_lossy()));
-    }
-    command
+/// A command under sudo that keeps these variables, to be pasted into a shell.
+pub fn sudo_command<N: AsRef<str>>(kept: &[N], words: impl Iterator<Item = String>) -> String {
+    let kept: Vec<&str> = kept.iter().map(AsRef::as_ref).collect();
+    let keep = (!kept.is_empty()).then(|| format!("--preserve-env={}", kept.join(",")));
+    let words = words.map(|word| quoted(&word));
+    std::iter::once("sudo".to_owned()).chain(keep).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// As a POSIX shell wants it.
+/// As a POSIX shell takes it for one word.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -341,12 +341,20 @@ mod tests {
 
     #[test]
     fn the_command_can_be_pasted_into_a_shell() {
-        let names = ["AWS_PROFILE".to_owned(), "AWS_REGION".to_owned()];
-        let arguments = ["ssm-proxy", "up", "--session-name", "it's me"].map(OsString::from);
+        let words = ["ssm-proxy", "up", "--session-name", "it's me"].map(str::to_owned);
         assert_eq!(
-            keeping_command(&names, &arguments),
+            sudo_command(&["AWS_PROFILE", "AWS_REGION"], words.into_iter()),
             r"sudo --preserve-env=AWS_PROFILE,AWS_REGION ssm-proxy up --session-name 'it'\''s me'"
         );
+    }
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        for (word, expected) in
+            [("a-b", "a-b"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$x", "'$x'")]
+        {
+            assert_eq!(quoted(word), expected);
+        }
     }
 
     #[test]
