@@ -93,6 +93,7 @@ fn a_flag_wins_over_its_variable() {
         .command(&["up", "--via", "tcp://192.0.2.1:742"])
         .env("SSM_PROXY_INSTANCE", "i-0123456789abcdef0")
         .env("SSM_PROXY_CIDR", "10.0.0.0/8,vpc")
+        .env("SSM_PROXY_LAZY", "1")
         .output()
         .unwrap();
 

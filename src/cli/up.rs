@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::print::Printer;
 use super::{Global, log};
@@ -85,7 +86,7 @@ pub(super) struct Up {
     #[arg(long, value_name = "auto|N", env = "SSM_PROXY_LANES", hide_env = true)]
     lanes: Option<LaneCount>,
     /// Make the first SSM session when the first connection wants it, not before
-    #[arg(long, env = "SSM_PROXY_LAZY", hide_env = true)]
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "SSM_PROXY_LAZY", hide_env = true)]
     lazy: bool,
     /// Close the tunnel after so long without a connection, until the next one [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_IDLE_TIMEOUT", hide_env = true)]
@@ -100,6 +101,7 @@ pub(super) struct Up {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
         env = "SSM_PROXY_AUTO_RECONNECT",
         hide_env = true
     )]
