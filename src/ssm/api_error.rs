@@ -158,7 +158,8 @@ impl Surroundings {
     pub(super) fn credentials(&self, error: &(dyn Error + 'static)) -> ApiError {
         let (profile, mut detail) = (self.profile.clone(), chain(error).join(": "));
         let lower = detail.to_lowercase();
-        if lower.contains("expired") || lower.contains("sso") {
+        let mut words = lower.split(|c: char| !c.is_alphanumeric());
+        if lower.contains("expired") || words.any(|word| word.starts_with("sso")) {
             let hint = format!("aws sso login --profile {profile}");
             return ApiError::Expired { profile, detail, hint };
         }
@@ -326,6 +327,12 @@ mod tests {
             SdkError::<StartSessionError, ()>::construction_failure(CredentialsError::provider_error(source));
         let error = classify(&subject(&surroundings()), &error);
         assert!(matches!(error, ApiError::Expired { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_word_that_only_holds_sso_asks_for_no_login() {
+        let error = surroundings().credentials(&std::io::Error::other("no keys associated with it"));
+        assert!(matches!(error, ApiError::NoCredentials { .. }), "{error:?}");
     }
 
     #[test]
