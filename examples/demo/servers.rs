@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use netstack_tests::servers::noise;
 
 use crate::netns::Netns;
 
@@ -43,7 +44,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     let _headers = lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).count();
     match request.split(' ').nth(1) {
         Some("/") => reply(&mut stream, "200 OK", "text/html", PAGE.as_bytes()),
-        Some("/10MB") => reply(&mut stream, "200 OK", "application/octet-stream", &vec![b'.'; 10_000_000]),
+        Some("/10MB") => reply(&mut stream, "200 OK", "application/octet-stream", &noise(10_000_000, 1)),
         Some(_) | None => reply(&mut stream, "404 Not Found", "text/plain", b"there are / and /10MB\n"),
     }
 }

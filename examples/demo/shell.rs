@@ -48,7 +48,10 @@ fn invite() {
     show::line("\nYour turn: this is a shell on the laptop; `exit` ends it and takes everything down.");
     for (command, what) in [
         (format!("curl http://{TARGET}/"), "the page again"),
-        (format!("curl -o /dev/null http://{TARGET}/10MB"), "the pace of one SSM session"),
+        (
+            format!("curl -o /dev/null http://{TARGET}/10MB"),
+            "what does not compress, at the pace of SSM sessions",
+        ),
         (format!("curl http://{TARGET}:{CLOSED_PORT}/"), "a closed port"),
         ("ssm-proxy flows --watch".to_owned(), "live, while a download runs in the background"),
         ("ssm-proxy status".to_owned(), "the session and its lanes"),
