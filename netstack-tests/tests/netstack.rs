@@ -11,6 +11,7 @@ use netstack_tests::app::{App, AppSocket, RawSegment};
 use netstack_tests::link::{Faults, Link, Random};
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{TcpControl, TcpPacket};
+use ssm_proxy::netstack::rings::{Memory, Place};
 use ssm_proxy::netstack::{Config, DropReason, Event, FlowId, Stack};
 use ssm_proxy::os::arena::Arena;
 
@@ -436,6 +437,29 @@ fn a_connection_given_up_before_it_was_told_of_never_was() {
     assert_eq!(world.stack.poll_event(), None);
     assert_eq!(world.stack.counters().flows_now, 0);
     world.stack.check_invariants();
+}
+
+/// The owner has the flow's name until it is told that the flow is gone; a new flow of that name before would get
+/// the old one's bytes.
+#[test]
+fn a_connection_that_finds_no_memory_is_refused_and_its_owner_is_told() {
+    let mut world = World::new(Faults::default(), 1);
+    world.policy = Policy::Hold;
+    world.stack = Stack::with_memory(world.config.clone(), Some(Box::new(NoMemory)), world.now);
+    world.stack.handle_packet(&syn(V4, 40_000, 1000).packet(), world.now);
+    let Some(Event::Connect { flow, .. }) = world.stack.poll_event() else { panic!("no connect") };
+    world.stack.accept(flow, world.now);
+    world.stack.handle_packet(&syn(V4, 40_001, 1000).packet(), world.now);
+    world.stack.check_invariants();
+    assert_eq!(world.stack.poll_event(), Some(Event::Reset { flow }));
+    let Some(Event::Connect { flow: next, .. }) = world.stack.poll_event() else { panic!("no connect") };
+    assert_ne!(next, flow);
+    let mut told = Vec::new();
+    world.stack.poll_packet(world.now, &mut |packet| {
+        told.push(TcpPacket::new_unchecked(&packet[20..]).rst());
+        true
+    });
+    assert_eq!(told, [true]);
 }
 
 #[test]
@@ -1310,6 +1334,16 @@ impl Family {
         let icmp = &packet[self.header..];
         assert_eq!(self.icmp_sum(self.target().ip(), self.source(0).ip(), icmp), 0);
     }
+}
+
+struct NoMemory;
+
+impl Memory for NoMemory {
+    fn lease(&mut self, _length: usize) -> Option<(Place, &'static mut [u8])> {
+        None
+    }
+
+    fn rest(&mut self, _place: Place) {}
 }
 
 fn syn(family: Family, port: u16, seq: u32) -> RawSegment<'static> {

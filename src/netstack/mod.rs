@@ -233,7 +233,8 @@ impl Stack {
         }
     }
 
-    /// Completes the connection: the application gets its SYN-ACK.
+    /// Completes the connection: the application gets its SYN-ACK, or a reset where there is no memory for it; then the
+    /// owner hears of its end.
     pub fn accept(&mut self, flow: FlowId, now: Instant) {
         let FlowId(slot) = flow;
         let Some(Tuple { target, .. }) = self.table.tuple(slot) else { return };
@@ -250,7 +251,9 @@ impl Stack {
         let memory = self.memory.as_mut();
         let fresh = || Rings::new(memory, receive, send).map(Connection::new);
         let Some(mut connection) = self.spare.pop().or_else(fresh) else {
-            return self.refuse(FlowId(slot), Refusal::Exhausted, now);
+            let syn = *syn;
+            self.turn_away(&syn, Refusal::Exhausted);
+            return self.lose(slot);
         };
         let opened = connection.open(&mut self.io, syn, target.port(), now);
         flow.state = State::Open(connection);
@@ -271,6 +274,10 @@ impl Stack {
             Some(State::Open(_) | State::Gone) | None => return self.reset(flow, now),
         };
         self.remove(slot);
+        self.turn_away(&syn, why);
+    }
+
+    fn turn_away(&mut self, syn: &Syn, why: Refusal) {
         let Ok(packet) = Packet::parse(syn.bytes(), false) else { return };
         match icmp::answer(why, packet.source.is_ipv6()) {
             Answer::Unreachable(code) => reply::build_unreachable(&packet, code, &mut self.scratch),
