@@ -716,6 +716,26 @@ fn hostile_packets_are_dropped_by_reason() {
     assert!(matches!(unverified.poll_event(), Some(Event::Connect { .. })));
 }
 
+#[test]
+fn a_fragment_whose_rest_never_comes_does_not_stay() {
+    let mut world = World::new(Faults::default(), 1);
+    let mut first = syn(V4, 40_000, 1).packet();
+    first.truncate(20);
+    first.extend([7; 8]);
+    // Length, more to come, UDP.
+    (first[2], first[3], first[6], first[9]) = (0, 28, 0x20, 17);
+    first[10..12].fill(0);
+    let sum = smoltcp::wire::checksum::data(&first[..20]);
+    first[10..12].copy_from_slice(&(!sum).to_be_bytes());
+    world.stack.handle_packet(&first, world.now);
+    assert_eq!(world.stack.counters().dropped(DropReason::Fragment), 0);
+    let due = world.stack.poll_timeout().expect("a fragment waits");
+    assert_eq!(due, world.now + Duration::from_secs(30));
+    world.stack.handle_timeout(due);
+    assert_eq!(world.stack.counters().dropped(DropReason::Fragment), 1);
+    assert_eq!(world.stack.poll_timeout(), None);
+}
+
 /// More data than the window of the SYN-ACK allows: smoltcp itself would panic on it.
 #[test]
 fn a_sender_that_ignores_the_window_hurts_only_itself() {

@@ -37,7 +37,7 @@ impl Stack {
 
     /// When `handle_timeout` wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.resting.next()].into_iter().flatten().min()
+        [self.timers.next(), self.resting.next(), self.fragments.next()].into_iter().flatten().min()
     }
 
     /// Acts on timers that are due.
@@ -70,6 +70,8 @@ impl Stack {
             }
         }
         self.rest_quiet_flows(now);
+        let given_up = self.fragments.expire(now);
+        self.counters.drop_many(DropReason::Fragment, given_up);
         self.note_work();
     }
 

@@ -52,9 +52,7 @@ impl Fragments {
     /// Takes a fragment whose IP header is sound; tells, too, how many datagrams were given up for it.
     pub(super) fn join(&mut self, bytes: &[u8], now: Instant) -> (Joined, u64) {
         let Some(fragment) = Fragment::read(bytes) else { return (Joined::Useless, 0) };
-        let before = self.waiting.len();
-        self.waiting.retain(|assembly| now.saturating_duration_since(assembly.began) < LIFE);
-        let mut given_up = (before - self.waiting.len()) as u64;
+        let mut given_up = self.expire(now);
         let at = match self.waiting.iter().position(|assembly| assembly.key == fragment.key) {
             Some(at) => at,
             None => {
@@ -81,6 +79,18 @@ impl Fragments {
         }
         let whole = self.waiting.remove(at).into_packet(&bytes[..packet::header_of(fragment.key.source)]);
         (Joined::Whole(whole), given_up)
+    }
+
+    /// Gives up what waited for too long; tells how many datagrams.
+    pub(super) fn expire(&mut self, now: Instant) -> u64 {
+        let before = self.waiting.len();
+        self.waiting.retain(|assembly| assembly.began + LIFE > now);
+        (before - self.waiting.len()) as u64
+    }
+
+    /// When the oldest is given up.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.waiting.first().map(|assembly| assembly.began + LIFE)
     }
 }
 
@@ -242,8 +252,10 @@ mod tests {
             given_up += fragments.join(&bytes, now).1;
         }
         assert_eq!((given_up, fragments.waiting.len()), (36, MAX_WAITING));
+        assert_eq!(fragments.next(), Some(now + LIFE));
         assert_eq!(fragments.join(&fragment(true, UDP, 0, true, &[0; 8]), now + LIFE).1, 64);
-        assert_eq!(fragments.waiting.len(), 1);
+        assert_eq!((fragments.next(), fragments.expire(now + LIFE)), (Some(now + 2 * LIFE), 0));
+        assert_eq!((fragments.expire(now + 2 * LIFE), fragments.next()), (1, None));
     }
 
     proptest! {

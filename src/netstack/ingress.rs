@@ -28,7 +28,7 @@ impl Stack {
 
     fn handle_fragment(&mut self, bytes: &[u8], verify: bool, now: Instant) -> Result<(), DropReason> {
         let (joined, given_up) = self.fragments.join(bytes, now);
-        (0..given_up).for_each(|_| self.counters.drop(DropReason::Fragment));
+        self.counters.drop_many(DropReason::Fragment, given_up);
         match joined {
             Joined::Waits => Ok(()),
             Joined::Useless => Err(DropReason::Fragment),
