@@ -121,16 +121,18 @@ impl Reader {
     /// Takes bytes and hands over each message that is whole.
     pub fn push(&mut self, bytes: &[u8], take: &mut dyn FnMut(Message<'_>)) -> Result<(), MessageFault> {
         let mut cut = std::mem::take(&mut self.cut);
-        let mut rest = bytes;
-        if !cut.is_empty() {
+        let is_first = cut.is_empty();
+        if !is_first {
             cut.extend_from_slice(bytes);
-            rest = &cut;
         }
+        let all = if is_first { bytes } else { &cut };
+        let mut rest = all;
         while let Some((message, length)) = Message::decode(rest)? {
             take(message);
             rest = &rest[length..];
         }
-        self.cut = rest.to_vec();
+        // A long message may come in very many pieces: what has come of it is not copied for each.
+        self.cut = if is_first || rest.len() < all.len() { rest.to_vec() } else { cut };
         Ok(())
     }
 
@@ -190,6 +192,21 @@ mod tests {
             assert_eq!(out, wire);
             assert_eq!(Message::decode(wire), Ok(Some((message, wire.len()))));
         }
+    }
+
+    #[test]
+    fn a_message_in_very_many_pieces_is_not_copied_for_each() {
+        let payload = vec![7; 60_000];
+        let mut wire = Vec::new();
+        Message::Datagram { peer: ([10, 0, 1, 5], 53).into(), payload: &payload }.encode(&mut wire);
+        let (mut reader, mut places, mut taken) = (Reader::default(), Vec::new(), 0);
+        for byte in &wire {
+            reader.push(std::slice::from_ref(byte), &mut |_| taken += 1).unwrap();
+            places.push((reader.cut.as_ptr(), reader.cut.capacity()));
+        }
+        places.dedup();
+        assert_eq!((taken, reader.waiting()), (1, 0));
+        assert!(places.len() < 40, "{} times in another place", places.len());
     }
 
     #[test]
