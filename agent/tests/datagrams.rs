@@ -428,6 +428,27 @@ fn without_the_right_to_ping_the_refusal_says_so() {
     });
 }
 
+/// What holds for one target says nothing of the right to ping, for which the client would ask no more for a while.
+#[test]
+fn a_target_that_the_system_forbids_is_told_of_alone() {
+    if !is_root() {
+        return;
+    }
+    for range in ["0 0", "1 0"] {
+        in_a_namespace(|| {
+            std::fs::write("/proc/sys/net/ipv4/ping_group_range", range).unwrap();
+            ip("route add prohibit 192.0.2.1");
+            run(async |mut ends| {
+                let peer = "192.0.2.1:3".parse().unwrap();
+                let end = open_flow(&mut ends, Kind::Echo, peer);
+                send(&mut ends, end, peer, b"x");
+                let forbidden = Said::Trouble(Trouble::Refusal(Refusal::Prohibited));
+                assert_eq!(messages(&mut ends, end, 1).await, [(peer, forbidden)], "{range}");
+            });
+        });
+    }
+}
+
 /// What a message says, owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said {
