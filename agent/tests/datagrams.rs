@@ -204,12 +204,12 @@ fn a_silent_flow_ends_by_itself_and_a_busy_one_does_not() {
         assert_eq!(ends.read(hears, &mut buf, after(550)), 0);
 
         ends.handle_timeout(after(600));
-        assert_eq!(ends.poll_event(), Some(EndEvent::Reset { end: silent }));
+        assert_eq!(ends.poll_event(), Some(EndEvent::Closed { end: silent }));
         assert_eq!(ends.poll_timeout(), Some(after(1100)));
         ends.handle_timeout(after(1100));
-        assert_eq!(ends.poll_event(), Some(EndEvent::Reset { end: sends }));
+        assert_eq!(ends.poll_event(), Some(EndEvent::Closed { end: sends }));
         ends.handle_timeout(after(1150));
-        assert_eq!(ends.poll_event(), Some(EndEvent::Reset { end: hears }));
+        assert_eq!(ends.poll_event(), Some(EndEvent::Closed { end: hears }));
         assert_eq!((ends.poll_event(), ends.poll_timeout(), ends.len()), (None, None, 0));
     });
 }

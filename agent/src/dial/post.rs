@@ -133,7 +133,7 @@ impl Sockets {
         if flow.expires > now {
             self.replace(slot, State::Datagrams(flow));
         } else {
-            self.end(slot, EndEvent::Reset { end: EndId(slot) });
+            self.end(slot, EndEvent::Closed { end: EndId(slot) });
         }
     }
 }
