@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -159,11 +159,22 @@ impl Journal {
 
     /// The journal, locked by us now, if its process is gone and its changes are in our namespace.
     fn open_dead(path: &Path, is_alive: &dyn Fn(&Process) -> bool) -> io::Result<Option<(u32, Self)>> {
-        let mut file = match OpenOptions::new().read(true).append(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
+        match OpenOptions::new().read(true).append(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => Self::take_over(path, file?, is_alive),
+        }
+    }
+
+    fn take_over(
+        path: &Path,
+        mut file: File,
+        is_alive: &dyn Fn(&Process) -> bool,
+    ) -> io::Result<Option<(u32, Self)>> {
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(None);
+        }
+        if file.metadata()?.nlink() == 0 {
+            // Somebody else undid it since it was opened; its name may be that of a living session by now.
             return Ok(None);
         }
         let mut bytes = Vec::new();
@@ -379,6 +390,18 @@ mod tests {
         std::fs::write(&path, text.replace(&started, "\"started\":1")).unwrap();
         let found = Journal::leftovers_with(&dir, &Process::is_alive, &mut |_| Ok(()));
         assert_eq!(found.unwrap()[0].undone, 1);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_journal_that_another_start_undoes_first_is_left_to_it() {
+        let dir = scratch("race");
+        let path = left_behind(&dir, &[rule("10.0.0.0/8")], "");
+        let opened = OpenOptions::new().read(true).append(true).open(&path).unwrap();
+        assert_eq!(Journal::leftovers_with(&dir, &|_| false, &mut |_| Ok(())).unwrap().len(), 1);
+        let _next = Journal::create(&path).unwrap();
+        assert!(Journal::take_over(&path, opened, &|_| false).unwrap().is_none());
+        assert!(path.exists());
         std::fs::remove_dir_all(dir).unwrap();
     }
 
