@@ -385,21 +385,18 @@ fn a_credential_process_under_sudo_has_the_rights_of_who_typed_it() {
 fn a_session_that_ends_says_so_and_a_second_down_waits_too() {
     require_netns!();
     let world = World::fast();
-    let client = world.session(&[]);
+    let mut client = world.session(&[]);
     world.simulator.knobs(|knobs| knobs.api_delay = Duration::from_secs(2));
 
-    let first = thread::scope(|scope| {
-        let first = scope.spawn(|| world.client(&["down"]));
-        until("the end of the session", || {
-            text(&world.client(&["status", "--json"])).contains(r#""state":"ending""#)
-        });
-        let second = world.client(&["down"]);
-        assert_eq!(second.status.code(), Some(0), "{}", text(&second));
-        first.join().unwrap()
+    let mut first = Process::start(&mut world.vpc.client(&[], &["down"])).unwrap();
+    until("the end of the session", || {
+        text(&world.client(&["status", "--json"])).contains(r#""state":"ending""#)
     });
+    let second = world.client(&["down"]);
 
-    assert_eq!(first.status.code(), Some(0), "{}", text(&first));
-    assert_eq!({ client }.wait(END).unwrap().code(), Some(0));
+    assert_eq!(second.status.code(), Some(0), "{}", text(&second));
+    assert_eq!(first.wait(END).unwrap().code(), Some(0), "{}", first.seen.join("\n"));
+    assert_eq!(client.wait(END).unwrap().code(), Some(0));
     world.assert_untouched("two times down");
 }
 
