@@ -1,8 +1,8 @@
 //! The agent's local ends: sockets to the targets, in one collection without a task, lock or channel
 //! per flow.
 //!
-//! Each slot has one waker that leaves the slot's number in a shared inbox; `poll_io` looks at those
-//! slots only. What is to be told waits as flags in the end itself, so nothing queues without bound.
+//! One edge-triggered poll of the system tells of all of them, and `poll_io` looks at those slots only that it
+//! names. What is to be told waits as flags in the end itself, so nothing queues without bound.
 //! An end's life: (resolving ->) dialling -> connected -> over; `over` lasts until it was told. Flows of
 //! datagrams dial nobody: (resolving ->) datagrams -> over.
 
@@ -10,10 +10,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::inbox::{Inbox, SlotWaker};
+use self::inbox::Inbox;
 use self::limits::{Spent, Tally};
 use self::names::{Answer, Names, Question};
 use self::post::Post;
@@ -28,6 +28,7 @@ mod echo;
 mod inbox;
 mod limits;
 mod names;
+mod poller;
 mod post;
 pub mod rules;
 mod slot;
@@ -89,7 +90,7 @@ impl Dialer {
             inbox,
             slots: Vec::new(),
             free: Vec::new(),
-            woken: VecDeque::new(),
+            heard: VecDeque::new(),
             news: VecDeque::new(),
             deadlines: BTreeSet::new(),
             spent: Spent::default(),
@@ -115,7 +116,7 @@ pub struct Sockets {
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Slots to look at in `poll_io`.
-    woken: VecDeque<u32>,
+    heard: VecDeque<u32>,
     /// Slots that have something to tell; each stands in it once at most.
     news: VecDeque<u32>,
     /// Of the dials in progress and the flows of datagrams.
@@ -133,32 +134,29 @@ impl LocalEnds for Sockets {
     fn open(&mut self, open: &Open, now: Instant) -> Result<EndId, Refusal> {
         self.admit(open, now)?;
         let give_up = now + self.config.timeout;
-        let slot = match (&open.target, open.kind) {
-            (Target::Address(address, port), Kind::Tcp) => {
-                if !self.config.rules.permits(*address) {
-                    return Err(Refusal::Denied);
-                }
-                let dial =
-                    Dial::begin(vec![SocketAddr::new(*address, *port)], give_up, &mut self.spent, now)?;
-                self.occupy(State::Dialling { dial: Box::new(dial), give_up })
-            }
-            (Target::Address(address, port), kind) => {
+        let slot = match &open.target {
+            Target::Address(address, port) => {
+                let target = SocketAddr::new(*address, *port);
                 let slot = self.occupy(State::Free);
-                if let Err(refusal) = self.associate(slot, kind, SocketAddr::new(*address, *port), now) {
+                let begun = match open.kind {
+                    Kind::Tcp if !self.config.rules.permits(*address) => Err(Refusal::Denied),
+                    Kind::Tcp => self.attempt(slot, vec![target], give_up, now),
+                    Kind::Udp | Kind::Echo | Kind::Dns => self.associate(slot, open.kind, target, now),
+                };
+                if let Err(refusal) = begun {
                     self.release(slot);
                     return Err(refusal);
                 }
                 slot
             }
-            (Target::Name(name, port), kind) => {
+            Target::Name(name, port) => {
                 self.serial += 1;
                 let serial = self.serial;
-                let slot = self.occupy(State::Resolving { serial, kind, give_up });
+                let slot = self.occupy(State::Resolving { serial, kind: open.kind, give_up });
                 self.names.ask(Question { serial, slot, name: name.clone(), port: *port });
                 slot
             }
         };
-        self.woken.push_back(slot);
         self.inbox.nudge();
         Ok(EndId(slot))
     }
@@ -176,8 +174,8 @@ impl LocalEnds for Sockets {
             self.tell_datagrams(end.0);
             return count;
         }
-        let Some((connection, waker)) = self.connection(end) else { return 0 };
-        match connection.read(buf, &mut Context::from_waker(waker)) {
+        let Some(connection) = self.connection(end) else { return 0 };
+        match connection.read(buf) {
             Read::Bytes(count) => count,
             Read::Nothing => 0,
             Read::Finished => {
@@ -201,8 +199,8 @@ impl LocalEnds for Sockets {
             }
             return;
         }
-        let Some((connection, waker)) = self.connection(end) else { return };
-        let sent = connection.write(bytes, &mut Context::from_waker(waker));
+        let Some(connection) = self.connection(end) else { return };
+        let sent = connection.write(bytes);
         self.sent(end, sent);
     }
 
@@ -211,7 +209,7 @@ impl LocalEnds for Sockets {
             Some(State::Connected(connection)) => self.config.window.saturating_sub(connection.pending()),
             // They never wait: they are sent or dropped.
             Some(State::Datagrams(_)) => self.config.window.min(DATAGRAM_ROOM),
-            Some(State::Free | State::Resolving { .. } | State::Dialling { .. } | State::Over(_)) | None => 0,
+            Some(State::Free | State::Resolving { .. } | State::Dialling(_) | State::Over(_)) | None => 0,
         }
     }
 
@@ -220,8 +218,8 @@ impl LocalEnds for Sockets {
             // Without a source nobody waits for answers.
             return self.end(end.0, EndEvent::Closed { end });
         }
-        let Some((connection, waker)) = self.connection(end) else { return };
-        let sent = connection.finish(&mut Context::from_waker(waker));
+        let Some(connection) = self.connection(end) else { return };
+        let sent = connection.finish();
         self.sent(end, sent);
     }
 
@@ -251,17 +249,18 @@ impl LocalEnds for Sockets {
 
     fn poll_io(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
         self.at_io = true;
-        let more = self.hear_datagrams(cx);
-        for answer in self.inbox.take(&mut self.woken, cx) {
+        for answer in self.inbox.take(cx) {
             self.names.answered();
             self.resolved(answer, now);
         }
+        // Behind what may have made the first socket.
+        let more = self.hear(cx);
         for _ in 0..SLOTS_A_TURN {
-            let Some(slot) = self.woken.pop_front() else { break };
+            let Some(slot) = self.heard.pop_front() else { break };
             self.look_at(slot, now);
         }
         self.at_io = false;
-        if self.woken.is_empty() && self.news.is_empty() && !more { Poll::Pending } else { Poll::Ready(()) }
+        if self.heard.is_empty() && self.news.is_empty() && !more { Poll::Pending } else { Poll::Ready(()) }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -312,15 +311,7 @@ impl Sockets {
     fn occupy(&mut self, state: State) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
             let slot = u32::try_from(self.slots.len()).expect("flows are limited far below 2^32");
-            let signal = SlotWaker::new(slot, self.inbox.clone());
-            let waker = Waker::from(signal.clone());
-            self.slots.push(Slot {
-                state: State::Free,
-                signal,
-                waker,
-                news: News::default(),
-                in_news: false,
-            });
+            self.slots.push(Slot::default());
             slot
         });
         self.tally.flows.fetch_add(1, Ordering::Relaxed);
@@ -362,13 +353,12 @@ impl Sockets {
         self.release(slot);
     }
 
-    fn connection(&mut self, end: EndId) -> Option<(&mut Connection, &Waker)> {
-        let slot = self.slots.get_mut(end.0 as usize)?;
-        match &mut slot.state {
-            State::Connected(connection) => Some((connection, &slot.waker)),
+    fn connection(&mut self, end: EndId) -> Option<&mut Connection> {
+        match &mut self.slots.get_mut(end.0 as usize)?.state {
+            State::Connected(connection) => Some(connection),
             State::Free
             | State::Resolving { .. }
-            | State::Dialling { .. }
+            | State::Dialling(_)
             | State::Datagrams(_)
             | State::Over(_) => None,
         }
@@ -396,7 +386,7 @@ impl Sockets {
     }
 
     fn end_if_closed(&mut self, end: EndId) {
-        if self.connection(end).is_some_and(|(connection, _)| connection.is_closed()) {
+        if self.connection(end).is_some_and(|connection| connection.is_closed()) {
             self.end(end.0, EndEvent::Closed { end });
         }
     }
@@ -409,51 +399,61 @@ impl Sockets {
                     self.slots[end.0 as usize].news.room = true;
                     self.tell(end.0);
                 }
+                self.tell_readable(end);
                 self.end_if_closed(end);
             }
         }
     }
 
+    fn tell_readable(&mut self, end: EndId) {
+        if self.connection(end).is_some_and(Connection::is_news) {
+            self.slots[end.0 as usize].news.readable = true;
+            self.tell(end.0);
+        }
+    }
+
+    /// Has the slots looked at whose sockets say something; true when more may have.
+    fn hear(&mut self, cx: &mut Context<'_>) -> bool {
+        let Self { post, slots, heard: to_look_at, .. } = self;
+        post.poller.poll(cx, &mut |slot, heard| {
+            if let Some(entry) = slots.get_mut(slot as usize) {
+                entry.hear(heard, slot, to_look_at);
+            }
+        })
+    }
+
     fn look_at(&mut self, slot: u32, now: Instant) {
         let end = EndId(slot);
         let entry = &mut self.slots[slot as usize];
-        entry.signal.heard();
-        let mut cx = Context::from_waker(&entry.waker);
+        entry.heard = false;
         match &mut entry.state {
             State::Free | State::Resolving { .. } | State::Over(_) => {}
-            State::Datagrams(flow) => {
-                flow.woken = false;
-                self.tell_datagrams(slot);
-            }
-            State::Dialling { dial, .. } => match tcp::outcome(&dial.stream, dial.remote, &mut cx) {
+            State::Datagrams(_) => self.tell_datagrams(slot),
+            State::Dialling(dial) => match tcp::outcome(&dial.stream, dial.remote) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(local)) => self.connected(slot, local),
                 Poll::Ready(Err(refusal)) => self.dial_failed(slot, refusal, now),
             },
             State::Connected(connection) => {
-                let sent = connection.flush(&mut cx);
-                if connection.poll_readable(&mut cx) {
-                    entry.news.readable = true;
-                    self.tell(slot);
-                }
+                let sent = connection.flush();
                 self.sent(end, sent);
             }
         }
     }
 
     fn connected(&mut self, slot: u32, local: SocketAddr) {
-        let State::Dialling { dial, .. } = self.replace(slot, State::Free) else { return };
+        let State::Dialling(dial) = self.replace(slot, State::Free) else { return };
         self.slots[slot as usize].news.connected = Some(Box::new((local, dial.remote)));
-        self.replace(slot, State::Connected(Connection::new(dial.stream)));
+        self.replace(slot, State::Connected(Connection::new(dial.stream, dial.heard)));
         self.tell(slot);
-        // Look again: the target may have spoken already.
-        self.woken.push_back(slot);
+        // The target may have spoken already.
+        self.tell_readable(EndId(slot));
     }
 
     /// Goes on to the target's next address, or tells the refusal.
     fn dial_failed(&mut self, slot: u32, refusal: Refusal, now: Instant) {
         let (rest, give_up) = match self.replace(slot, State::Free) {
-            State::Dialling { dial, give_up } => (dial.rest, give_up),
+            State::Dialling(dial) => (dial.rest, dial.give_up),
             State::Resolving { give_up, .. } => (Vec::new(), give_up),
             other @ (State::Free | State::Connected(_) | State::Datagrams(_) | State::Over(_)) => {
                 self.replace(slot, other);
@@ -475,15 +475,25 @@ impl Sockets {
         let begun = if addresses.is_empty() || now >= give_up {
             Err(otherwise)
         } else {
-            Dial::begin(addresses, give_up, &mut self.spent, now)
+            self.attempt(slot, addresses, give_up, now)
         };
-        match begun {
-            Ok(dial) => {
-                self.replace(slot, State::Dialling { dial: Box::new(dial), give_up });
-                self.woken.push_back(slot);
-            }
-            Err(refusal) => self.end(slot, EndEvent::Refused { end: EndId(slot), refusal }),
+        if let Err(refusal) = begun {
+            self.end(slot, EndEvent::Refused { end: EndId(slot), refusal });
         }
+    }
+
+    /// Begins to connect to the last address that can be tried at all, in a free slot.
+    fn attempt(
+        &mut self,
+        slot: u32,
+        addresses: Vec<SocketAddr>,
+        give_up: Instant,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Self { post, spent, .. } = self;
+        let dial = Dial::begin(addresses, give_up, slot, &mut post.poller, spent, now)?;
+        self.replace(slot, State::Dialling(Box::new(dial)));
+        Ok(())
     }
 
     fn resolved(&mut self, answer: Answer, now: Instant) {
@@ -493,7 +503,7 @@ impl Sockets {
             Some(
                 State::Free
                 | State::Resolving { .. }
-                | State::Dialling { .. }
+                | State::Dialling(_)
                 | State::Connected(_)
                 | State::Datagrams(_)
                 | State::Over(_),

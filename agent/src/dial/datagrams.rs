@@ -13,6 +13,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::echo::{self, Echo};
+use super::poller::Heard;
 use super::post::Post;
 use super::rules::Rules;
 use super::system::{self, EchoSocket, Report};
@@ -39,8 +40,6 @@ pub(super) struct Datagrams {
     told: bool,
     /// Which family is asked first next time.
     six_first: bool,
-    /// Stands among the slots to look at.
-    pub(super) woken: bool,
     /// When the last datagram passed.
     pub(super) used: Instant,
     /// When `used` is looked at next.
@@ -96,7 +95,6 @@ impl Datagrams {
             erring: false,
             told: false,
             six_first: false,
-            woken: false,
             used: now,
             expires: now,
         }
@@ -110,10 +108,10 @@ impl Datagrams {
         local.unwrap_or(SocketAddr::new(any, 0))
     }
 
-    /// Notes that there is something to read.
-    pub(super) fn hear(&mut self, erring: bool) {
-        self.readable = true;
-        self.erring |= erring;
+    /// Notes what a socket says.
+    pub(super) fn hear(&mut self, heard: Heard) {
+        self.readable |= heard.readable;
+        self.erring |= heard.erring;
     }
 
     /// Whether the engine has to be told now that there is something to read.

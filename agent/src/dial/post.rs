@@ -2,12 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::task::Context;
 use std::time::Instant;
 
 use super::datagrams::Datagrams;
-use super::slot::{Slot, State};
-use super::system::Poller;
+use super::poller::{Interest, Poller};
+use super::slot::State;
 use super::{DialConfig, Sockets};
 use crate::local_end::{EndEvent, EndId};
 use crate::wire::open::{Kind, Refusal};
@@ -15,9 +14,9 @@ use crate::wire::open::{Kind, Refusal};
 /// What all flows of datagrams of one trunk share.
 #[derive(Debug, Default)]
 pub(super) struct Post {
-    /// Since the first such flow.
-    poller: Option<Poller>,
-    /// What a datagram is received into.
+    /// Those of TCP share it too.
+    pub(super) poller: Poller,
+    /// What a datagram is received into, since the first such flow.
     pub(super) arrived: Vec<u8>,
     /// The message or the packet that is being made.
     pub(super) out: Vec<u8>,
@@ -41,17 +40,9 @@ pub(super) struct Counts {
 }
 
 impl Post {
-    /// Tells each slot that has something to read; true when there may be more.
-    fn poll(&mut self, cx: &mut Context<'_>, take: &mut dyn FnMut(u32, bool)) -> bool {
-        self.poller.as_mut().is_some_and(|poller| poller.poll(cx, take))
-    }
-
     pub(super) fn watch(&mut self, socket: &UdpSocket, slot: u32) -> io::Result<()> {
-        if self.poller.is_none() {
-            self.poller = Some(Poller::new()?);
-            self.arrived = vec![0; LARGEST_PACKET];
-        }
-        self.poller.as_ref().map_or(Ok(()), |poller| poller.add(socket, slot))
+        self.arrived.resize(LARGEST_PACKET, 0);
+        self.poller.watch(socket, slot, Interest::READABLE)
     }
 }
 
@@ -73,7 +64,7 @@ impl Sockets {
             State::Datagrams(flow) => Some((flow, &mut self.post, &self.config)),
             State::Free
             | State::Resolving { .. }
-            | State::Dialling { .. }
+            | State::Dialling(_)
             | State::Connected(_)
             | State::Over(_) => None,
         }
@@ -99,19 +90,6 @@ impl Sockets {
         self.replace(slot, State::Datagrams(Box::new(flow)));
         self.tell(slot);
         Ok(())
-    }
-
-    /// Has the flows looked at that something arrived for; true when more may have.
-    pub(super) fn hear_datagrams(&mut self, cx: &mut Context<'_>) -> bool {
-        let Self { post, slots, woken, .. } = self;
-        post.poll(cx, &mut |slot, erring| {
-            if let Some(Slot { state: State::Datagrams(flow), .. }) = slots.get_mut(slot as usize) {
-                flow.hear(erring);
-                if !std::mem::replace(&mut flow.woken, true) {
-                    woken.push_back(slot);
-                }
-            }
-        })
     }
 
     /// Tells the engine what a flow of datagrams has to say, if it does not know.

@@ -1,34 +1,37 @@
 //! One end in its slot: the states of its life, the attempts of its dial, and what it has to tell.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::task::Waker;
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use rustix::io::Errno;
-use tokio::net::TcpStream;
 
 use super::datagrams::Datagrams;
-use super::inbox::SlotWaker;
 use super::limits::Spent;
+use super::poller::{Heard, Interest, Poller};
 use super::tcp::{self, Connection};
 use crate::local_end::{EndEvent, EndId};
 use crate::wire::open::{Kind, Refusal};
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) state: State,
-    pub(super) signal: Arc<SlotWaker>,
-    pub(super) waker: Waker,
     pub(super) news: News,
     pub(super) in_news: bool,
+    /// Stands among the slots to look at.
+    pub(super) heard: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) enum State {
+    #[default]
     Free,
-    Resolving { serial: u64, kind: Kind, give_up: Instant },
-    Dialling { dial: Box<Dial>, give_up: Instant },
+    Resolving {
+        serial: u64,
+        kind: Kind,
+        give_up: Instant,
+    },
+    Dialling(Box<Dial>),
     Connected(Connection),
     Datagrams(Box<Datagrams>),
     Over(Box<EndEvent>),
@@ -38,11 +41,15 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Dial {
     pub(super) stream: TcpStream,
+    /// What the socket has said so far.
+    pub(super) heard: Heard,
     pub(super) remote: SocketAddr,
     /// In reverse order.
     pub(super) rest: Vec<SocketAddr>,
     /// When this attempt is given up; the last one has all the time that is left.
     pub(super) deadline: Instant,
+    /// When the whole dial is given up.
+    pub(super) give_up: Instant,
 }
 
 /// What is to be told before the end of an end, in this order.
@@ -54,26 +61,41 @@ pub(super) struct News {
     pub(super) finished: bool,
 }
 
+impl Slot {
+    /// Notes what its socket says, and stands up to be looked at.
+    pub(super) fn hear(&mut self, heard: Heard, slot: u32, to_look_at: &mut VecDeque<u32>) {
+        match &mut self.state {
+            State::Dialling(dial) => dial.heard.add(heard),
+            State::Connected(connection) => connection.hear(heard),
+            State::Datagrams(flow) => flow.hear(heard),
+            State::Free | State::Resolving { .. } | State::Over(_) => return,
+        }
+        if !std::mem::replace(&mut self.heard, true) {
+            to_look_at.push_back(slot);
+        }
+    }
+}
+
 impl State {
     /// By when a dial has to come to something, or a silent flow is looked at.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Resolving { give_up, .. } => Some(*give_up),
-            Self::Dialling { dial, .. } => Some(dial.deadline),
+            Self::Dialling(dial) => Some(dial.deadline),
             Self::Datagrams(flow) => Some(flow.expires),
             Self::Free | Self::Connected(_) | Self::Over(_) => None,
         }
     }
 
     pub(super) fn is_dial(&self) -> bool {
-        matches!(self, Self::Resolving { .. } | Self::Dialling { .. })
+        matches!(self, Self::Resolving { .. } | Self::Dialling(_))
     }
 
     /// Resets the target, if there is one.
     pub(super) fn abort(self) {
         match self {
             Self::Connected(connection) => tcp::abort(connection.into_stream()),
-            Self::Dialling { dial, .. } => tcp::abort(dial.stream),
+            Self::Dialling(dial) => tcp::abort(dial.stream),
             Self::Free | Self::Resolving { .. } | Self::Datagrams(_) | Self::Over(_) => {}
         }
     }
@@ -84,6 +106,8 @@ impl Dial {
     pub(super) fn begin(
         mut rest: Vec<SocketAddr>,
         give_up: Instant,
+        slot: u32,
+        poller: &mut Poller,
         spent: &mut Spent,
         now: Instant,
     ) -> Result<Self, Refusal> {
@@ -93,11 +117,15 @@ impl Dial {
                 failed = Refusal::Exhausted;
                 continue;
             }
-            match tcp::begin(remote) {
+            let both = Interest::READABLE | Interest::WRITABLE;
+            let begun =
+                tcp::begin(remote).and_then(|stream| poller.watch(&stream, slot, both).map(|()| stream));
+            match begun {
                 Ok(stream) => {
                     let shares = u32::try_from(rest.len() + 1).unwrap_or(u32::MAX);
                     let deadline = now + give_up.saturating_duration_since(now) / shares;
-                    return Ok(Self { stream, remote, rest, deadline });
+                    let heard = Heard::default();
+                    return Ok(Self { stream, heard, remote, rest, deadline, give_up });
                 }
                 Err(error) => {
                     if Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) {
@@ -133,6 +161,6 @@ mod tests {
 
     #[test]
     fn the_slot_of_an_idle_flow_is_small() {
-        assert!(size_of::<Slot>() <= 128, "{} bytes", size_of::<Slot>());
+        assert!(size_of::<Slot>() <= 56, "{} bytes", size_of::<Slot>());
     }
 }

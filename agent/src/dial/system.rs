@@ -1,15 +1,14 @@
-//! The only part of dialling that knows its system: sockets that tell what the network said of their
-//! datagrams, and how one task hears of them all.
+//! The only part of dialling that knows its system: sockets that tell what the network said of their datagrams.
 
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
-pub(super) use linux::{Poller, echo, next_report, udp};
+pub(super) use linux::{echo, next_report, udp};
 
 #[cfg(not(target_os = "linux"))]
 mod other;
 #[cfg(not(target_os = "linux"))]
-pub(super) use other::{Poller, echo, next_report, udp};
+pub(super) use other::{echo, next_report, udp};
 
 use std::net::{SocketAddr, UdpSocket};
 

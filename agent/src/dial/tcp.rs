@@ -3,16 +3,15 @@
 //! The two directions end apart. A target that stops reading but has said something (an early
 //! answer, then close) is read to its end before the reset is told.
 
-use std::io;
-use std::net::{Shutdown, SocketAddr};
-use std::task::{Context, Poll};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::task::Poll;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
+use super::poller::Heard;
 use crate::wire::open::Refusal;
 
 /// Begins to connect; [`outcome`] tells how it went once the socket is writable.
@@ -30,35 +29,22 @@ pub(super) fn begin(remote: SocketAddr) -> io::Result<TcpStream> {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::INPROGRESS) => {}
         Err(error) => return Err(error),
     }
-    TcpStream::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// What became of a connection that was begun; `Ready` gives its local address.
-pub(super) fn outcome(
-    stream: &TcpStream,
-    remote: SocketAddr,
-    cx: &mut Context<'_>,
-) -> Poll<Result<SocketAddr, Refusal>> {
-    for _ in 0..2 {
-        match stream.poll_write_ready(cx) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(refusal(&error))),
-        }
-        let checked = match stream.take_error() {
-            Ok(None) => stream.peer_addr().and_then(|_| stream.local_addr()),
-            Ok(Some(error)) | Err(error) => Err(error),
-        };
-        match checked {
-            // A dial to a free port of this machine can meet itself; nobody listens there.
-            Ok(local) if local == remote => return Poll::Ready(Err(Refusal::Refused)),
-            Ok(local) => return Poll::Ready(Ok(local)),
-            // Told too early: look away and ask again, which waits.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => forget(stream, Interest::WRITABLE),
-            Err(error) => return Poll::Ready(Err(refusal(&error))),
-        }
+pub(super) fn outcome(stream: &TcpStream, remote: SocketAddr) -> Poll<Result<SocketAddr, Refusal>> {
+    let checked = match stream.take_error() {
+        Ok(None) => stream.peer_addr().and_then(|_| stream.local_addr()),
+        Ok(Some(error)) | Err(error) => Err(error),
+    };
+    match checked {
+        // A dial to a free port of this machine can meet itself; nobody listens there.
+        Ok(local) if local == remote => Poll::Ready(Err(Refusal::Refused)),
+        Ok(local) => Poll::Ready(Ok(local)),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Pending,
+        Err(error) => Poll::Ready(Err(refusal(&error))),
     }
-    Poll::Ready(Err(Refusal::HostUnreachable))
 }
 
 /// What a failed dial means to the one who asked.
@@ -89,11 +75,6 @@ pub(super) fn refusal(error: &io::Error) -> Refusal {
 pub(super) fn abort(stream: TcpStream) {
     // Cannot fail on an open socket; if it did, the target would see an end instead of a reset.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-}
-
-/// Tells tokio that the socket was found drained, which saves the call that would only say so.
-fn forget(stream: &TcpStream, interest: Interest) {
-    let _: io::Result<()> = stream.try_io(interest, || Err(io::ErrorKind::WouldBlock.into()));
 }
 
 /// What a read came to.
@@ -135,44 +116,60 @@ enum Writing {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
-    /// Bytes for the target from `sent` on; holds memory only while something waits.
-    pending: Vec<u8>,
-    sent: usize,
+    /// Few connections have any.
+    backlog: Option<Box<Backlog>>,
     reading: Reading,
     writing: Writing,
-    /// The socket may have something to read; otherwise the waker is armed.
+    /// The socket may have something to read; otherwise it will say so.
     readable: bool,
+    /// The socket has said that nothing more comes, and says it no second time.
+    ended: bool,
     /// The engine knows that there is something to read.
     told: bool,
 }
 
+/// Bytes for the target from `sent` on.
+#[derive(Debug)]
+struct Backlog {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
 impl Connection {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self {
+    /// A connection of which this much was heard by now.
+    pub(super) fn new(stream: TcpStream, heard: Heard) -> Self {
+        let mut connection = Self {
             stream,
-            pending: Vec::new(),
-            sent: 0,
+            backlog: None,
             reading: Reading::Open,
             writing: Writing::Open,
             readable: false,
+            ended: false,
             told: false,
-        }
+        };
+        connection.hear(heard);
+        connection
     }
 
-    /// Whether the engine has to be told now that there is something to read; arms the waker otherwise.
-    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.arm_read(cx);
+    /// Notes what the socket says; [`flush`](Self::flush) acts on room it may have.
+    pub(super) fn hear(&mut self, heard: Heard) {
+        self.readable |= heard.readable && self.reading == Reading::Open;
+        self.ended |= heard.ended;
+    }
+
+    /// Whether the engine has to be told now that there is something to read.
+    pub(super) fn is_news(&mut self) -> bool {
         let news = self.readable && !self.told;
         self.told |= news;
         news
     }
 
-    pub(super) fn read(&mut self, buf: &mut [u8], cx: &mut Context<'_>) -> Read {
+    pub(super) fn read(&mut self, buf: &mut [u8]) -> Read {
         if buf.is_empty() {
             return Read::Nothing;
         }
-        while self.readable && self.reading == Reading::Open {
-            match self.stream.try_read(buf) {
+        while self.readable {
+            match self.stream.read(buf) {
                 Ok(0) if self.writing == Writing::Failed => return Read::Reset,
                 Ok(0) => {
                     self.reading = Reading::Finished;
@@ -180,13 +177,14 @@ impl Connection {
                     return Read::Finished;
                 }
                 Ok(count) => {
-                    if count < buf.len() {
-                        forget(&self.stream, Interest::READABLE);
-                        self.arm_read(cx);
-                    }
+                    // With less than it could give there is nothing left, but perhaps the end.
+                    self.readable = count == buf.len() || self.ended;
                     return Read::Bytes(count);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.arm_read(cx),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    self.ended = false;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Read::Reset,
             }
@@ -195,67 +193,61 @@ impl Connection {
         Read::Nothing
     }
 
-    pub(super) fn write(&mut self, mut bytes: &[u8], cx: &mut Context<'_>) -> Sent {
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Sent {
         if self.writing != Writing::Open {
             return Sent::Fine { freed: 0 };
         }
-        if self.pending.is_empty() {
-            while !bytes.is_empty() {
-                match self.stream.try_write(bytes) {
-                    Ok(count) => bytes = &bytes[count..],
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return self.fail(&error, cx),
-                }
-            }
-            if bytes.is_empty() {
-                return Sent::Fine { freed: 0 };
-            }
-            self.arm_write(cx);
-        } else if self.sent > self.pending.len() / 2 {
-            self.pending.drain(..self.sent);
-            self.sent = 0;
+        if let Some(backlog) = &mut self.backlog {
+            backlog.push(bytes);
+            return Sent::Fine { freed: 0 };
         }
-        self.pending.extend_from_slice(bytes);
+        while !bytes.is_empty() {
+            match self.stream.write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.backlog = Some(Box::new(Backlog { bytes: bytes.to_vec(), sent: 0 }));
+                    break;
+                }
+                Err(error) => return self.fail(&error),
+            }
+        }
         Sent::Fine { freed: 0 }
     }
 
-    /// Writes what waits as far as the socket takes it; arms the waker for the rest.
-    pub(super) fn flush(&mut self, cx: &mut Context<'_>) -> Sent {
-        let before = self.sent;
-        while self.sent < self.pending.len() {
-            match self.stream.try_write(&self.pending[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.arm_write(cx);
-                    return Sent::Fine { freed: self.sent - before };
+    /// Writes what waits as far as the socket takes it; it will say when it takes the rest.
+    pub(super) fn flush(&mut self) -> Sent {
+        let mut freed = 0;
+        while let Some(rest) =
+            self.backlog.as_ref().map(|backlog| backlog.rest()).filter(|rest| !rest.is_empty())
+        {
+            match (&self.stream).write(rest) {
+                Ok(count) => {
+                    freed += count;
+                    self.backlog.iter_mut().for_each(|backlog| backlog.sent += count);
                 }
-                Err(error) => return self.fail(&error, cx),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Sent::Fine { freed },
+                Err(error) => return self.fail(&error),
             }
         }
-        let freed = self.sent - before;
-        self.pending = Vec::new();
-        self.sent = 0;
+        self.backlog = None;
         if self.writing == Writing::Finishing {
-            return match SockRef::from(&self.stream).shutdown(Shutdown::Write) {
-                Ok(()) => {
-                    self.writing = Writing::Finished;
-                    Sent::Fine { freed }
-                }
-                // A shutdown fails only on a socket that a reset already closed.
-                Err(_) => self.fail(&Errno::PIPE.into(), cx),
-            };
+            // A shutdown fails only on a socket that a reset already closed.
+            if self.stream.shutdown(Shutdown::Write).is_err() {
+                return self.fail(&Errno::PIPE.into());
+            }
+            self.writing = Writing::Finished;
         }
         Sent::Fine { freed }
     }
 
     /// FIN to the target after what waits.
-    pub(super) fn finish(&mut self, cx: &mut Context<'_>) -> Sent {
+    pub(super) fn finish(&mut self) -> Sent {
         if self.writing == Writing::Open {
             self.writing = Writing::Finishing;
-            if self.pending.is_empty() {
-                return self.flush(cx);
+            if self.backlog.is_none() {
+                return self.flush();
             }
         }
         Sent::Fine { freed: 0 }
@@ -265,8 +257,9 @@ impl Connection {
         self.reading == Reading::Finished && self.writing == Writing::Finished
     }
 
+    /// How many bytes wait for the target.
     pub(super) fn pending(&self) -> usize {
-        self.pending.len() - self.sent
+        self.backlog.as_ref().map_or(0, |backlog| backlog.rest().len())
     }
 
     pub(super) fn into_stream(self) -> TcpStream {
@@ -275,30 +268,31 @@ impl Connection {
 
     /// The target takes no more. Its last words may wait in the socket, so only the read side's end
     /// tells the reset, if there is one to come.
-    fn fail(&mut self, error: &io::Error, cx: &mut Context<'_>) -> Sent {
+    fn fail(&mut self, error: &io::Error) -> Sent {
         let freed = self.pending();
-        self.pending = Vec::new();
-        self.sent = 0;
+        self.backlog = None;
         let closed = matches!(Errno::from_io_error(error), Some(Errno::PIPE | Errno::CONNRESET));
         if !closed || self.reading == Reading::Finished {
             return Sent::Reset;
         }
         self.writing = Writing::Failed;
         // The socket is closed for both directions, which leaves it readable.
-        cx.waker().wake_by_ref();
+        self.hear(Heard { readable: true, ended: true, erring: true });
         Sent::Fine { freed }
     }
+}
 
-    fn arm_read(&mut self, cx: &mut Context<'_>) {
-        if self.reading == Reading::Open {
-            self.readable = self.stream.poll_read_ready(cx).is_ready();
-        }
+impl Backlog {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
     }
 
-    fn arm_write(&mut self, cx: &mut Context<'_>) {
-        if self.stream.poll_write_ready(cx).is_ready() {
-            cx.waker().wake_by_ref();
+    fn push(&mut self, bytes: &[u8]) {
+        if self.sent > self.bytes.len() / 2 {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
         }
+        self.bytes.extend_from_slice(bytes);
     }
 }
 

@@ -1,23 +1,15 @@
-//! Linux: error queues (IP_RECVERR), ping sockets, and an epoll of our own.
-//!
-//! tokio does not wake a reader for an error queue, so these sockets stand in one edge-triggered epoll,
-//! and only that one is registered with tokio. It costs a flow nothing but its entry in the kernel.
+//! Linux: error queues (IP_RECVERR) and ping sockets.
 
-use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::task::{Context, Poll};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
 
 use super::{EchoSocket, Report};
 use crate::dial::tcp;
@@ -124,57 +116,8 @@ fn peer(address: &SockaddrStorage) -> Option<SocketAddr> {
     four.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddrV6::from(*address).into()))
 }
 
-/// Hears of datagrams and reports for all sockets of one trunk.
-pub(in crate::dial) struct Poller {
-    epoll: AsyncFd<OwnedFd>,
-    events: Vec<epoll::Event>,
-}
-
-impl fmt::Debug for Poller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.epoll.fmt(f)
-    }
-}
-
-impl Poller {
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe for types that change their descriptor; this one does not"
-    )]
-    pub(in crate::dial) fn new() -> io::Result<Self> {
-        let epoll = AsyncFd::new(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
-        Ok(Self { epoll, events: Vec::with_capacity(EVENTS_AT_ONCE) })
-    }
-
-    /// The socket is forgotten when it is closed.
-    pub(in crate::dial) fn add(&self, socket: &UdpSocket, slot: u32) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(self.epoll.get_ref(), socket, epoll::EventData::new_u64(slot.into()), flags)?)
-    }
-
-    /// Tells each slot that has something to read, and whether that may be a report. True when there may be
-    /// more; else `cx` is woken.
-    pub(in crate::dial) fn poll(&mut self, cx: &mut Context<'_>, take: &mut dyn FnMut(u32, bool)) -> bool {
-        for _ in 0..WAITS_A_TURN {
-            let Poll::Ready(Ok(mut ready)) = self.epoll.poll_read_ready(cx) else { return false };
-            self.events.clear();
-            let waited =
-                epoll::wait(ready.get_inner(), spare_capacity(&mut self.events), Some(&Timespec::default()));
-            if waited.is_err() || self.events.len() < EVENTS_AT_ONCE {
-                ready.clear_ready();
-            }
-            for &epoll::Event { flags, data } in &self.events {
-                take(u32::try_from(data.u64()).unwrap_or(u32::MAX), flags.contains(epoll::EventFlags::ERR));
-            }
-        }
-        true
-    }
-}
-
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// Each is taken from the queue, so this many pass at a time at most.
 const ENTRIES_WITHOUT_MEANING: usize = 4;
-const EVENTS_AT_ONCE: usize = 128;
-const WAITS_A_TURN: usize = 4;
 const ORIGIN_ICMP: u8 = 2;
 const ORIGIN_ICMP6: u8 = 3;
