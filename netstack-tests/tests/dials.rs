@@ -372,5 +372,5 @@ const SLOWEST: Duration = Duration::from_secs(3);
 const GROWTH: usize = 8 << 10;
 const IDLE: usize = 4_000;
 /// In bytes; a tenth above what was measured.
-const IDLE_AT_CLIENT: usize = 2_100;
-const IDLE_AT_AGENT: usize = 1_050;
+const IDLE_AT_CLIENT: usize = 1_500;
+const IDLE_AT_AGENT: usize = 500;

@@ -4,6 +4,7 @@
 //! a closed window are no repeats. Round trips are measured one at a time, from the SYN-ACK on, never over a
 //! segment that was sent again, and smoothed as TCP does it, by an eighth.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use agent::local_end::EndFigures;
@@ -14,10 +15,10 @@ use super::packet::{self, Packet, Segment};
 pub(super) struct Meter {
     packets_from: u64,
     packets_to: u64,
-    repeats_from: u64,
-    repeats_to: u64,
+    repeats_from: u32,
+    repeats_to: u32,
     /// Nanoseconds; dividing a `Duration` costs more than the rest of this.
-    rtt: Option<u64>,
+    rtt: Option<NonZeroU64>,
     silent: bool,
     /// Behind the last sequence number the application sent, and behind the last one sent to it.
     heard: Option<u32>,
@@ -33,9 +34,9 @@ impl Meter {
         EndFigures {
             packets_from: self.packets_from,
             packets_to: self.packets_to,
-            repeats_from: self.repeats_from,
-            repeats_to: self.repeats_to,
-            rtt: self.rtt.map(Duration::from_nanos),
+            repeats_from: self.repeats_from.into(),
+            repeats_to: self.repeats_to.into(),
+            rtt: self.rtt.map(|rtt| Duration::from_nanos(rtt.get())),
             silent: self.silent,
         }
     }
@@ -57,7 +58,8 @@ impl Meter {
         let control = u32::from(segment.has(packet::SYN)) + u32::from(segment.has(packet::FIN));
         let end = segment.end().wrapping_add(control);
         if end != segment.seq {
-            self.repeats_from += u64::from(advance(&mut self.heard, end));
+            let again = u32::from(advance(&mut self.heard, end));
+            self.repeats_from = self.repeats_from.saturating_add(again);
         }
         self.closed = packet.payload().get(14..16) == Some(&[0, 0]);
         if let Some((due, sent)) = self.sample
@@ -80,7 +82,7 @@ impl Meter {
         if !advance(&mut self.said, end) {
             self.sample.get_or_insert((end, now));
         } else if !self.closed {
-            self.repeats_to += 1;
+            self.repeats_to = self.repeats_to.saturating_add(1);
             self.sample = None;
         }
     }
@@ -92,7 +94,8 @@ impl Meter {
 
     fn smooth(&mut self, took: Duration) {
         let took = took.as_nanos() as u64;
-        self.rtt = Some(self.rtt.map_or(took, |rtt| rtt - rtt / 8 + took / 8));
+        let rtt = self.rtt.map_or(took, |rtt| rtt.get() - rtt.get() / 8 + took / 8);
+        self.rtt = NonZeroU64::new(rtt.max(1));
     }
 }
 

@@ -4,7 +4,7 @@ use smoltcp::socket::tcp::SocketBuffer;
 
 /// Names what [`Memory::lease`] gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place(pub usize);
+pub struct Place(pub u32);
 
 /// Where rings lie.
 pub trait Memory: Send {

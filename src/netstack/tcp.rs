@@ -104,7 +104,7 @@ pub(super) struct Connection {
     handle: SocketHandle,
     over: bool,
     /// The application reset the connection; until then its last words may be read.
-    reset_until: Option<Instant>,
+    reset_until: Option<Box<Instant>>,
     /// The application's FIN has arrived with all bytes before it: the sequence number behind it.
     app_end: Option<u32>,
     finish_wanted: bool,
@@ -127,7 +127,7 @@ pub(super) struct Connection {
     bytes_read: usize,
     bytes_written: usize,
     /// What was written before the application had acknowledged our SYN-ACK; smoltcp takes nothing then.
-    early: Vec<u8>,
+    early: Option<Box<Vec<u8>>>,
     place: Option<Place>,
     /// The highest end of a segment within the window so far.
     seen_end: u32,
@@ -173,7 +173,7 @@ impl Connection {
             unanswered_since: None,
             bytes_read: 0,
             bytes_written: 0,
-            early: Vec::new(),
+            early: None,
             place,
             seen_end: 0,
             quiet: false,
@@ -258,7 +258,7 @@ impl Connection {
     /// When the connection wants to act again by itself.
     pub(super) fn deadline(&mut self, io: &mut Io, now: Instant) -> Option<Instant> {
         if self.over {
-            return self.reset_until;
+            return self.reset_until();
         }
         // smoltcp forgets its timers when data under way is lost and the window is found closed. If the update that opens
         // it is lost too, nobody would ever speak again.
@@ -294,7 +294,7 @@ impl Connection {
         }
         self.send_early();
         // smoltcp overlooks window updates once both sides have finished.
-        let drained = self.socket().send_queue() == 0 && self.early.is_empty();
+        let drained = self.socket().send_queue() == 0 && self.early.is_none();
         if self.finish_wanted && drained && matches!(state, State::CloseWait | State::Established) {
             self.socket_mut().close();
         }
@@ -327,7 +327,7 @@ impl Connection {
             bytes.len().min(self.room())
         } else if self.state() == State::SynReceived {
             let count = bytes.len().min(self.room());
-            self.early.extend_from_slice(&bytes[..count]);
+            self.early.get_or_insert_default().extend_from_slice(&bytes[..count]);
             count
         } else {
             self.socket_mut().send_slice(bytes).unwrap_or(0)
@@ -338,10 +338,10 @@ impl Connection {
     }
 
     fn send_early(&mut self) {
-        if self.early.is_empty() || !self.socket().may_send() {
+        if !self.socket().may_send() {
             return;
         }
-        let early = std::mem::take(&mut self.early);
+        let Some(early) = self.early.take() else { return };
         let sent = self.socket_mut().send_slice(&early);
         debug_assert_eq!(sent, Ok(early.len()), "an empty ring takes what `room` allowed");
     }
@@ -354,7 +354,8 @@ impl Connection {
         if self.finish_wanted || !(socket.may_send() || socket.state() == State::SynReceived) {
             return 0;
         }
-        socket.send_capacity() - socket.send_queue() - self.early.len()
+        let early = self.early.as_ref().map_or(0, |early| early.len());
+        socket.send_capacity() - socket.send_queue() - early
     }
 
     /// A FIN follows the bytes written so far.
@@ -427,8 +428,8 @@ impl Connection {
     /// been read.
     pub(super) fn keep_last_words(&mut self, now: Instant) -> bool {
         self.over = true;
-        self.early = Vec::new();
-        self.reset_until = Some(now + LAST_WORDS);
+        self.early = None;
+        self.reset_until = Some(Box::new(now + LAST_WORDS));
         self.has_last_words()
     }
 
@@ -438,13 +439,13 @@ impl Connection {
 
     /// Until when last words may be read, for a connection that the application reset.
     pub(super) fn reset_until(&self) -> Option<Instant> {
-        self.reset_until
+        self.reset_until.as_deref().copied()
     }
 
     /// Calls the wire finished; false if bytes for the application are lost by that.
     pub(super) fn end_now(&mut self) -> bool {
         self.over = true;
-        self.app_end.is_some() && self.socket().send_queue() == 0 && self.early.is_empty()
+        self.app_end.is_some() && self.socket().send_queue() == 0 && self.early.is_none()
     }
 
     /// Whether the application's kernel has been silent for so long that it must be gone.
@@ -473,7 +474,7 @@ impl Connection {
     pub(super) fn is_empty(&self) -> bool {
         let has_gap = self.seen_end.wrapping_sub(self.acked) as i32 > 0;
         let socket = self.socket();
-        !has_gap && socket.recv_queue() == 0 && socket.send_queue() == 0 && self.early.is_empty()
+        !has_gap && socket.recv_queue() == 0 && socket.send_queue() == 0 && self.early.is_none()
     }
 
     fn end(&mut self) -> Fate {

@@ -44,6 +44,7 @@ impl Arena {
     }
 
     fn place(&self, Place(index): Place) -> Option<NonNull<u8>> {
+        let index = index as usize;
         let chunk = self.chunks.get(index / CHUNK)?;
         // SAFETY: the offset lies within the chunk, whose mapping has `CHUNK` places.
         Some(unsafe { chunk.add(index % CHUNK * self.size) })
@@ -55,7 +56,7 @@ impl Memory for Arena {
         if length > self.size || (self.leased == self.chunks.len() * CHUNK && self.grow().is_err()) {
             return None;
         }
-        let place = Place(self.leased);
+        let place = Place(u32::try_from(self.leased).ok()?);
         let start = self.place(place)?;
         self.leased += 1;
         // SAFETY: the place is mapped for good, zeroed by the kernel, `length` bytes fit in it, and it was never leased
@@ -65,7 +66,7 @@ impl Memory for Arena {
     }
 
     fn rest(&mut self, place: Place) {
-        if place.0 >= self.leased {
+        if place.0 as usize >= self.leased {
             return;
         }
         let Some(start) = self.place(place) else { return };
@@ -107,7 +108,7 @@ mod tests {
         let mut arena = Arena::new(10_000);
         let mut leases: Vec<_> = (0..2 * CHUNK + 1).map(|_| arena.lease(10_000).unwrap()).collect();
         for (index, (place, bytes)) in leases.iter_mut().enumerate() {
-            assert_eq!((place.0, bytes.len()), (index, 10_000));
+            assert_eq!((place.0 as usize, bytes.len()), (index, 10_000));
             assert!(bytes.iter().all(|byte| *byte == 0));
             bytes.fill(index as u8);
         }
