@@ -8,6 +8,7 @@ mod accounts;
 mod blocks;
 mod datagrams;
 mod link;
+mod readiness;
 mod script;
 mod snapshot;
 
