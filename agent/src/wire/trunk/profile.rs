@@ -52,13 +52,14 @@ impl LaneProfile {
                 least_frame: 1024 - SEGMENT_OVERHEAD - mux::HEADER,
                 ack_after: 128 * 1024,
             },
-            // Often nothing is between but the systems' own buffers, so fewer and longer is better.
+            // Often nothing is between but the systems' own buffers, so fewer and longer is better. A keystroke's round
+            // trip stands in the queues of both directions, and jitter makes each longer than wanted.
             (LaneKind::Tcp, Role::Agent | Role::Client) => Self {
                 pace: PaceLimits {
                     start: 512 << 10,
                     least: 16 << 10,
                     most: 4 << 20,
-                    queue: Duration::from_millis(9),
+                    queue: Duration::from_millis(4),
                 },
                 segment: MAX_SEGMENT,
                 frame: LARGEST_PACKET,

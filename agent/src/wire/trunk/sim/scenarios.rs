@@ -96,6 +96,27 @@ fn bloat_below_a_slow_tcp_lane_stays_empty() {
 }
 
 #[test]
+fn an_exchange_on_a_tcp_lane_hardly_waits_for_bulk_either() {
+    // A fast wire, a near network, a wireless one, a far one.
+    for (rate, delay, jitter) in [
+        (500_000_000, 20, 30),
+        (100_000_000, 200, 500),
+        (12_000_000, 2 * MS, 2 * MS),
+        (12_000_000, 40 * MS, 5 * MS),
+    ] {
+        let mut world = World::new(2);
+        let pump = Pump::Rate(rate);
+        let path = Path { pump, delay, jitter, buffer: 8 << 20, record: 128 << 10, repeats: 0 };
+        world.connect(LaneKind::Tcp, [path; 2], 0);
+        let time = if rate > 200_000_000 { SECOND / 2 } else { 2 * SECOND };
+        let Figures { rates, p99 } = measure(&mut world, 8, 8, [2 * time, time]);
+        let idle = (2 * delay) as f64 / MS as f64;
+        assert!(p99 <= idle + 35.0, "{p99} ms");
+        assert!(rates.iter().all(|share| *share >= 0.98 * rate as f64), "{rates:?}");
+    }
+}
+
+#[test]
 fn jitter_and_repeats_cost_little() {
     let mut world = World::new(3);
     let noisy = |path: Path| Path { jitter: 10 * MS, repeats: 50, ..path };
