@@ -46,7 +46,7 @@ fn with_lanes(lanes: u32, options: &Options) -> Result<Vec<Row>> {
         let load = Load::start(&world, vpc::TARGET, 4)?;
         let mut busy = round_trips(&world, echo, Duration::from_secs(8), PAUSE)?;
         load.pace()?;
-        for (name, at) in [("p50", 0.5), ("p99", 0.99)] {
+        for (name, at) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
             let what = named(&format!("1 byte beside 4 bulk flows each way, {name}"));
             let (busy, idle) = (quantile(&mut busy, at), quantile(&mut idle, at));
             rows.push(Row::new(what, busy / 1e3, "ms").base(idle / 1e3));
