@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use netstack_tests::netns::{self, Netns};
 use netstack_tests::servers::{self, noise};
-use netstack_tests::ssm::{self, Count, Direction, Mix, Rng, Simulator, What};
+use netstack_tests::ssm::{self, Count, Fault, Rng, Simulator};
 use netstack_tests::vpc::{INSTANCE, Process, TARGET, Vpc};
 use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
@@ -29,86 +29,9 @@ use sha2::{Digest as _, Sha256};
 const PATIENCE: &str = "120";
 /// Between two faults, at least and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1000), Duration::from_millis(3000));
-/// How long a fault of the whole path lasts.
-const SPELL: Duration = Duration::from_millis(1500);
 /// What either end may use more than at its height while the first of each fault passed.
 const GROWTH: u64 = 16 << 20;
 const BLOB: usize = 3 << 20;
-
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    CutClient,
-    CutClientAbruptly,
-    CutAgent,
-    CutAll,
-    BlackHoleClient,
-    BlackHoleAgent,
-    EndSession,
-    Recycle,
-    BurstLoss,
-    Throttle,
-    Duplicate,
-    Reorder,
-    DelayJump,
-}
-
-const FAULTS: [Fault; 13] = [
-    Fault::CutClient,
-    Fault::CutClientAbruptly,
-    Fault::CutAgent,
-    Fault::CutAll,
-    Fault::BlackHoleClient,
-    Fault::BlackHoleAgent,
-    Fault::EndSession,
-    Fault::Recycle,
-    Fault::BurstLoss,
-    Fault::Throttle,
-    Fault::Duplicate,
-    Fault::Reorder,
-    Fault::DelayJump,
-];
-
-impl Fault {
-    /// Does it, and undoes what would last.
-    fn strike(self, simulator: &Simulator, rng: &mut Rng) {
-        let active = simulator.active_sessions();
-        let Some(last) = active.len().checked_sub(1) else { return };
-        let id = &active[rng.between(0, last as u64) as usize].id;
-        let spell = |set: &dyn Fn(&mut ssm::Knobs)| {
-            simulator.knobs(set);
-            thread::sleep(SPELL);
-            simulator.knobs(|knobs| *knobs = calm());
-        };
-        match self {
-            Self::CutClient => drop(simulator.cut_client(id)),
-            Self::CutClientAbruptly => drop(simulator.cut_client_abruptly(id)),
-            Self::CutAgent => drop(simulator.cut_agent(id)),
-            Self::CutAll => simulator.cut_all(),
-            Self::BlackHoleClient => drop(simulator.black_hole_client(id)),
-            Self::BlackHoleAgent => drop(simulator.black_hole_agent(id)),
-            Self::EndSession => drop(simulator.end_session(id, "ended by the test")),
-            Self::Recycle => spell(&|knobs| {
-                knobs.client_recycle = Some(Duration::from_millis(700));
-                knobs.agent_recycle = Some(Duration::from_millis(900));
-            }),
-            Self::BurstLoss => {
-                for (direction, most) in [(Direction::Up, 50), (Direction::Down, 100)] {
-                    simulator.drop_next(id, direction, What::Any, rng.between(1, most) as u32);
-                }
-            }
-            Self::Throttle => spell(&|knobs| knobs.bandwidth = Some(300_000)),
-            Self::Duplicate => {
-                let mix = Mix { duplicate: 0.3, ..Mix::default() };
-                spell(&|knobs| (knobs.up, knobs.down) = (mix, mix));
-            }
-            Self::Reorder => {
-                let mix = Mix { reorder: 0.1, reorder_distance: 8, ..Mix::default() };
-                spell(&|knobs| (knobs.up, knobs.down) = (mix, mix));
-            }
-            Self::DelayJump => spell(&|knobs| knobs.hop_delay = Duration::from_millis(60)),
-        }
-    }
-}
 
 /// Unpaced, with the repeated message that a cut of the SSM agent leaves behind.
 fn calm() -> ssm::Knobs {
@@ -324,14 +247,14 @@ fn storm(world: &World, length: Duration, rng: &mut Rng, over: &AtomicBool) -> R
     let (mut warm, mut height) = (Memory::default(), Memory::default());
     while began.elapsed() < length && !over.load(Ordering::Relaxed) {
         if deck.is_empty() {
-            deck = FAULTS.to_vec();
+            deck = Fault::ALL.to_vec();
         }
         let fault = deck.swap_remove(rng.between(0, deck.len() as u64 - 1) as usize);
         fault.strike(&world.simulator, rng);
         thread::sleep(rng.duration(PAUSE.0, PAUSE.1));
         struck += 1;
         let memory = Memory::of(client, agent)?;
-        let heights = if struck <= FAULTS.len() { &mut warm } else { &mut height };
+        let heights = if struck <= Fault::ALL.len() { &mut warm } else { &mut height };
         *heights = heights.max(memory);
         eprintln!("{:>5} s  {fault:?}, {memory:?}", began.elapsed().as_secs());
     }

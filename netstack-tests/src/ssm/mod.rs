@@ -6,7 +6,7 @@
 //! - `gateway`: the client's websocket; `quiet` keeps pongs back when asked to.
 //! - `verify`, `signature`: what a strict service checks; a deviation is a violation (pure).
 //! - `session`: the gateway's two halves of a session; `parcel` is a hop with its delay.
-//! - [`faults`]: the knobs (pure).
+//! - [`faults`]: the knobs (pure); [`strike`]: what can happen to a session that runs.
 //! - `agent_model`: the SSM agent's worker. [`dial`]: how it reaches the target.
 //!
 //! ```no_run
@@ -31,6 +31,7 @@ use tokio::sync::oneshot;
 pub use api::{ApiFailure, Operation};
 pub use config::{Config, Document, Instance};
 pub use faults::{AgentKnobs, Direction, GatewayForm, Knobs, Mix, Refusal, ResumeAnswer, Rng, What};
+pub use strike::Fault;
 
 use session::{Cut, Session, ToClient};
 use shared::{Shared, bind};
@@ -48,6 +49,7 @@ mod quiet;
 mod session;
 mod shared;
 mod signature;
+pub mod strike;
 mod tls;
 mod verify;
 
