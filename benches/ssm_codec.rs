@@ -1,6 +1,6 @@
 //! What the binary message of the SSM data channel costs, to bytes and back, with its SHA-256 and without.
 //!
-//!     cargo bench --bench ssm_codec -- [--json] [--rounds N] [--millis N]
+//!     cargo bench --bench ssm_codec -- [--json] [--check] [--rounds N] [--millis N]
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its figures")]
 #![allow(clippy::disallowed_methods, reason = "it measures")]

@@ -1,6 +1,6 @@
 //! Mux and trunk of both ends in memory, on one thread: what the wire costs without any system call.
 //!
-//!     cargo bench --bench wire -- [--json] [--rounds N] [--millis N]
+//!     cargo bench --bench wire -- [--json] [--check] [--rounds N] [--millis N]
 //!
 //! Seconds per gigabyte are of both ends together: frames made, checked, put in order, split into streams.
 
@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use agent::wire::mux::{Mux, MuxConfig, StreamId, Streams, Token};
 use agent::wire::trunk::{LaneId, LaneKind, LaneProfile, Role, Trunk, TrunkConfig};
-use report::{Report, cpu};
+use report::Report;
+use report::clock::cpu;
 
 fn main() {
     let mut report = Report::from_args();

@@ -7,12 +7,11 @@ use anyhow::Result;
 use crate::Options;
 use crate::held::{Held, raise_limit};
 use crate::row::{Row, median};
-use crate::stalled;
-use crate::world::TcpWorld;
+use crate::world::World;
 
 pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
     let most = raise_limit()?.min(options.most_flows);
-    let world = TcpWorld::new()?;
+    let world = World::tcp()?;
     let mut held = Held::listen(&world.vpc)?;
     // What the first flows touch is no flow's own.
     held.grow_to(&world.vpc, 64)?;
@@ -55,7 +54,6 @@ pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
             );
         }
     }
-    rows.extend(stalled::rows(&world)?);
     Ok(rows)
 }
 
@@ -72,12 +70,12 @@ struct Way {
 }
 
 impl Busy {
-    fn measure(world: &TcpWorld, options: &Options, idle: usize) -> Result<Self> {
+    fn measure(world: &World, options: &Options, idle: usize) -> Result<Self> {
         let mut gbit = [Vec::new(), Vec::new()];
         let mut cpu = [Vec::new(), Vec::new()];
         for _ in 0..options.rounds {
             for (way, arguments) in [(UP, &[][..]), (DOWN, &["-R"][..])] {
-                let run = world.measured(options.seconds.min(3), arguments)?;
+                let run = world.measured(options.seconds.min(2), arguments)?;
                 gbit[way].push(run.gbit);
                 cpu[way].push(run.cpu.iter().sum());
             }
@@ -91,4 +89,4 @@ impl Busy {
 const UP: usize = 0;
 const DOWN: usize = 1;
 /// The netstack gives pages of a silent flow back after 5 to 10 s.
-const SILENCE: Duration = Duration::from_secs(13);
+pub(crate) const SILENCE: Duration = Duration::from_secs(11);

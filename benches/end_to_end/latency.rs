@@ -12,12 +12,12 @@ use netstack_tests::vpc::{self, Vpc};
 use crate::Options;
 use crate::load::Load;
 use crate::row::{Row, median, quantile};
-use crate::world::TcpWorld;
+use crate::world::World;
 
 pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
-    let world = TcpWorld::new()?;
+    let world = World::tcp()?;
     let port = servers::serve(&world.vpc.vpc, "0.0.0.0:0", servers::echo)?.port();
-    let [direct, through] = TcpWorld::both_ways(port)?;
+    let [direct, through] = World::both_ways(port)?;
     let (mut veth, mut tunnel) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         veth.extend(round_trips(&world.vpc, direct, Duration::from_secs(1), Duration::ZERO)?);
@@ -41,7 +41,7 @@ pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
 }
 
 /// Round trips while so many flows of bulk run each way on the same path.
-fn under_load(world: &TcpWorld, flows: usize, direct: SocketAddr, through: SocketAddr) -> Result<Vec<Row>> {
+fn under_load(world: &World, flows: usize, direct: SocketAddr, through: SocketAddr) -> Result<Vec<Row>> {
     let (mut times, mut paces) = (Vec::new(), Vec::new());
     for (host, target) in [(vpc::LINK, direct), (vpc::TARGET, through)] {
         let load = Load::start(&world.vpc, host, flows)?;
@@ -83,8 +83,8 @@ pub(crate) fn round_trips(
     })
 }
 
-fn connects_per_second(world: &TcpWorld, options: &Options) -> Result<Vec<Row>> {
-    let [direct, through] = TcpWorld::both_ways(acceptors(&world.vpc)?.port())?;
+fn connects_per_second(world: &World, options: &Options) -> Result<Vec<Row>> {
+    let [direct, through] = World::both_ways(acceptors(&world.vpc)?.port())?;
     let (mut veth, mut tunnel, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         veth.push(connects(&world.vpc, direct)?.1);

@@ -6,10 +6,10 @@ use netstack_tests::vpc;
 use crate::Options;
 use crate::load::iperf;
 use crate::row::{Row, median};
-use crate::world::TcpWorld;
+use crate::world::World;
 
 pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
-    let world = TcpWorld::new()?;
+    let world = World::tcp()?;
     let mut rows = Vec::new();
     for (flows, share_up, share_down) in [("1", 0.40, 0.45), ("8", 0.35, 0.35), ("64", 0.35, 0.35)] {
         for (way, flag, share, [client, agent]) in

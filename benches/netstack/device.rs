@@ -1,4 +1,4 @@
-//! A TUN device of memory with one application behind it, which sends or takes all it can.
+//! A TUN device of memory with applications behind it, each of which sends or takes all it can over one flow.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,6 +16,15 @@ use crate::engines::Way;
 pub(crate) struct AppDevice(RefCell<State>);
 
 struct State {
+    /// By port, from [`FIRST_PORT`] on.
+    applications: Vec<Application>,
+    /// Which one sends next, if it has something to.
+    turn: usize,
+    reader: Option<Waker>,
+    arrived: Arc<AtomicU64>,
+}
+
+struct Application {
     way: Way,
     app: App,
     /// Packets of the application, made once: the first, each of its data, each bare acknowledgement.
@@ -31,20 +40,53 @@ struct State {
     acknowledged: u32,
     window: u32,
     window_scale: u8,
-    reader: Option<Waker>,
-    arrived: Arc<AtomicU64>,
 }
 
 impl AppDevice {
-    /// Adds what the application gets to `arrived`.
-    pub(crate) fn new(way: Way, arrived: Arc<AtomicU64>) -> Self {
-        let mut app = App::new(2_000);
+    /// Adds what the applications get to `arrived`.
+    pub(crate) fn new(flows: u16, way: Way, arrived: Arc<AtomicU64>) -> Self {
+        let applications = (0..flows).map(|flow| Application::new(FIRST_PORT + flow, way)).collect();
+        Self(RefCell::new(State { applications, turn: 0, reader: None, arrived }))
+    }
+}
+
+impl State {
+    fn has_packet(&self) -> bool {
+        self.applications.iter().any(Application::has_packet)
+    }
+
+    /// Puts the next packet of any application into `buf`, each in its turn; 0 when none has one.
+    fn next(&mut self, buf: &mut [u8]) -> usize {
+        let count = self.applications.len();
+        for _ in 0..count {
+            self.turn = (self.turn + 1) % count;
+            let length = self.applications[self.turn].next(buf);
+            if length > 0 {
+                return length;
+            }
+        }
+        0
+    }
+
+    fn take(&mut self, packet: &[u8]) {
+        let port = u16::from_be_bytes([packet[IP + 2], packet[IP + 3]]);
+        let taken = self.applications[usize::from(port - FIRST_PORT)].take(&packet[IP..]);
+        self.arrived.fetch_add(taken, Ordering::Relaxed);
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Application {
+    fn new(port: u16, way: Way) -> Self {
+        let mut app = App::new(port);
         let syn = Some(app.segment(TcpControl::Syn, &[]));
         app.sequence += 1;
         let first = (way == Way::Up).then(|| app.data(FIRST));
         let (data, ack) = (app.data(MOST), app.segment(TcpControl::None, &[]));
         let acknowledged = app.sequence;
-        Self(RefCell::new(State {
+        Self {
             way,
             app,
             syn,
@@ -56,13 +98,9 @@ impl AppDevice {
             acknowledged,
             window: 0,
             window_scale: 0,
-            reader: None,
-            arrived,
-        }))
+        }
     }
-}
 
-impl State {
     fn may_send(&self) -> bool {
         let in_flight = self.app.sequence.wrapping_sub(self.acknowledged);
         let length = if self.first.is_some() { FIRST } else { MOST };
@@ -97,12 +135,12 @@ impl State {
         0
     }
 
-    fn take(&mut self, packet: &[u8]) {
-        let tcp = &packet[IP..];
+    /// Takes a segment; how many bytes of a download were in it.
+    fn take(&mut self, tcp: &[u8]) -> u64 {
         let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
         let header = usize::from(tcp[12] >> 4) * 4;
         let mut length = (tcp.len() - header) as u32;
-        self.arrived.fetch_add(if self.way == Way::Down { length.into() } else { 0 }, Ordering::Relaxed);
+        let taken = if self.way == Way::Down { length.into() } else { 0 };
         if tcp[13] & SYN != 0 {
             self.open = true;
             self.app.expected = number(4);
@@ -115,9 +153,7 @@ impl State {
         self.acknowledged = number(8);
         let shift = if tcp[13] & SYN == 0 { self.window_scale } else { 0 };
         self.window = u32::from(u16::from_be_bytes([tcp[14], tcp[15]])) << shift;
-        if let Some(waker) = self.reader.take() {
-            waker.wake();
-        }
+        taken
     }
 }
 
@@ -168,5 +204,6 @@ impl Device for AppDevice {
     }
 }
 
+const FIRST_PORT: u16 = 2_000;
 /// Bytes of the first segment of data.
 const FIRST: usize = 1_000;

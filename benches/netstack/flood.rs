@@ -6,7 +6,8 @@ use smoltcp::wire::TcpControl;
 use ssm_proxy::netstack::{Config, Event, Stack};
 
 use crate::app::{App, MTU};
-use crate::report::{Report, cpu};
+use crate::clock::cpu;
+use crate::report::Report;
 use crate::resident;
 
 pub(crate) fn rows(report: &mut Report) {

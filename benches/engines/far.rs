@@ -1,4 +1,4 @@
-//! The agent's ends: each gives what is asked for, or takes all.
+//! The agent's ends without any target: each gives what is asked for, or takes all.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use std::time::Instant;
 use agent::local_end::{EndEvent, EndId, LocalEnds};
 use agent::wire::open::{Open, Refusal};
 
-use crate::engines::Way;
+use super::Way;
 
 pub(crate) struct Far {
     way: Way,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 pub(crate) struct Row {
-    pub(crate) what: String,
+    what: String,
     unit: &'static str,
     value: f64,
     /// The same of plain veth, or of what else the row is compared with.
@@ -43,15 +43,15 @@ impl Row {
         Self { target: Some(Target::Ratio(bound)), ..self }
     }
 
-    pub(crate) fn json(&self) -> Value {
+    fn json(&self) -> Value {
         json!({
             "what": self.what, "unit": self.unit, "value": self.value, "base": self.base, "ratio": self.ratio(),
             "target": self.target.map(|target| target.to_string()), "reached": self.reached(1.0),
         })
     }
 
-    /// Whether it has a target and misses it by more than a fifth.
-    pub(crate) fn is_far_off(&self) -> bool {
+    /// Whether it has a target and misses it by more than a fifth, for which a check fails.
+    fn is_far_off(&self) -> bool {
         self.reached(1.2) == Some(false)
     }
 
@@ -70,7 +70,7 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<52} {:>10.3} {:<10}", self.what, self.value, self.unit)?;
+        write!(f, "{:<66} {:>10.3} {:<10}", self.what, self.value, self.unit)?;
         if let (Some(base), Some(ratio)) = (self.base, self.ratio()) {
             write!(f, " base {base:>10.3} ratio {ratio:>6.3}")?;
         }
@@ -83,12 +83,23 @@ impl fmt::Display for Row {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |bound: &f64| (bound * 1e3).round() / 1e3;
         match self {
-            Self::AtLeast(bound) => write!(f, ">= {bound}"),
-            Self::AtMost(bound) => write!(f, "<= {bound}"),
-            Self::Ratio(bound) => write!(f, "ratio >= {bound}"),
+            Self::AtLeast(bound) => write!(f, ">= {}", short(bound)),
+            Self::AtMost(bound) => write!(f, "<= {}", short(bound)),
+            Self::Ratio(bound) => write!(f, "ratio >= {}", short(bound)),
         }
     }
+}
+
+pub(crate) fn json(rows: &[Row]) -> Value {
+    json!({ "schema": 2, "rows": rows.iter().map(Row::json).collect::<Vec<_>>() })
+}
+
+/// What a check fails for.
+pub(crate) fn missed(rows: &[Row]) -> Option<String> {
+    let missed: Vec<&str> = rows.iter().filter(|row| row.is_far_off()).map(|row| row.what.as_str()).collect();
+    (!missed.is_empty()).then(|| format!("missed by more than a fifth: {}", missed.join("; ")))
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
