@@ -127,6 +127,7 @@ pub(super) struct Connection {
     bytes_read: usize,
     bytes_written: usize,
     /// What was written before the application had acknowledged our SYN-ACK; smoltcp takes nothing then.
+    #[expect(clippy::box_collection, reason = "it is rare, and a pointer is all that a flow has room for")]
     early: Option<Box<Vec<u8>>>,
     place: Option<Place>,
     /// The highest end of a segment within the window so far.
