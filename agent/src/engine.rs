@@ -361,11 +361,9 @@ impl<E: LocalEnds> Engine<E> {
                 };
                 // A local end that gave bytes has news for its near side, sent or not.
                 moved |= self.fill(most, now);
-                if !self.trunk.poll_record(lane, most, self.lanes.record(index), now) {
-                    break;
-                }
+                let Some(record) = self.trunk.poll_parts(lane, most, now) else { break };
                 moved = true;
-                if !self.lanes.send(index) {
+                if !self.lanes.send(index, &record) {
                     break;
                 }
             }

@@ -1,6 +1,6 @@
 //! A lane: one SSM session or TCP connection that carries a part of the trunk.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -19,8 +19,8 @@ pub trait LaneIo {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
     /// Whether a record is taken now, and the most bytes it may have.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-    /// Takes one record after `poll_ready` said so; leaves `record` empty, to be filled again.
-    fn send(&mut self, record: &mut Vec<u8>) -> io::Result<()>;
+    /// Takes one record, in parts, after `poll_ready` said so.
+    fn send(&mut self, record: &[IoSlice<'_>]) -> io::Result<()>;
     /// Pushes taken records to the system; `Ready` when none is left.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Ends the lane in an orderly way as far as that needs waiting for nothing (SSM: terminate flag).
@@ -30,14 +30,14 @@ pub trait LaneIo {
 /// A TCP connection as a lane: to the SSM agent's worker, or to the client itself.
 ///
 /// Takes one record at a time and no more before the system has all of it, so what waits here is never more
-/// than one record.
+/// than one record. Only what the system does not take at once is copied.
 #[derive(Debug)]
 pub struct TcpLane {
     stream: TcpStream,
     /// The most bytes a record may have.
     most: usize,
-    /// The record under way; the system has its first `written` bytes.
-    record: Vec<u8>,
+    /// What is left of the record under way; the system has the first `written` bytes of it.
+    rest: Vec<u8>,
     written: usize,
 }
 
@@ -53,7 +53,7 @@ impl TcpLane {
             }
             LaneKind::Tcp => LARGEST_RECORD,
         };
-        Ok(Self { stream, most, record: Vec::new(), written: 0 })
+        Ok(Self { stream, most, rest: Vec::new(), written: 0 })
     }
 }
 
@@ -69,35 +69,24 @@ impl LaneIo for TcpLane {
         Poll::Ready(Ok(self.most))
     }
 
-    fn send(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
-        if self.record.is_empty() {
-            std::mem::swap(&mut self.record, record);
-        } else {
-            self.record.append(record);
+    fn send(&mut self, record: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut taken = if self.rest.is_empty() { self.try_write(record)? } else { 0 };
+        for part in record {
+            let known = taken.min(part.len());
+            self.rest.extend_from_slice(&part[known..]);
+            taken -= known;
         }
-        loop {
-            match self.stream.try_write(&self.record[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-            if self.written == self.record.len() {
-                self.record.clear();
-                self.written = 0;
-                return Ok(());
-            }
-        }
+        Ok(())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.record.len() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.record[self.written..]))? {
+        while self.written < self.rest.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.rest[self.written..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.written += count,
             }
         }
-        self.record.clear();
+        self.rest.clear();
         self.written = 0;
         Poll::Ready(Ok(()))
     }
@@ -108,8 +97,23 @@ impl LaneIo for TcpLane {
     }
 }
 
+impl TcpLane {
+    /// How many of the first bytes the system has taken.
+    fn try_write(&self, record: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match self.stream.try_write_vectored(&record[..record.len().min(MOST_PARTS)]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                taken => return taken,
+            }
+        }
+    }
+}
+
 /// Room for an ack and two segments of the largest size.
 const LARGEST_RECORD: usize = 64 + 2 * (MAX_SEGMENT + SEGMENT_OVERHEAD);
+/// The system takes 1,024 at a time; a record of long segments has few.
+const MOST_PARTS: usize = 64;
 /// Four messages of the SSM agent.
 const SSM_RECORD: usize = 4096;
 /// The kernel doubles it. What waits there goes before a keystroke, and the worker never runs dry.
@@ -137,13 +141,13 @@ mod tests {
                 let ready = poll_fn(|cx| Poll::Ready(lane.poll_ready(cx))).await;
                 let Poll::Ready(most) = ready else { break };
                 assert!(most.unwrap() >= 65_536 + 64);
-                let mut record = vec![number; 65_536 + 64];
-                sent.extend_from_slice(&record);
-                lane.send(&mut record).unwrap();
-                assert!(record.is_empty());
+                let parts: Vec<Vec<u8>> = (0..100).map(|part| vec![number ^ part; 600]).collect();
+                let record: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+                lane.send(&record).unwrap();
+                sent.extend(parts.concat());
                 assert!(number < 200, "the peer reads nothing, so the lane must fill");
             }
-            assert!(lane.record.len() <= LARGEST_RECORD);
+            assert!((1..=LARGEST_RECORD).contains(&lane.rest.len()));
             let reader = thread::spawn(move || {
                 let mut all = Vec::new();
                 peer.read_to_end(&mut all).unwrap();

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -66,12 +66,13 @@ impl LaneIo for MemoryLane {
         Poll::Ready(Ok(RECORD))
     }
 
-    fn send(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
+    fn send(&mut self, record: &[IoSlice<'_>]) -> io::Result<()> {
         let pipe = &mut *self.to_peer.borrow_mut();
         let mut next = pipe.spare.pop().unwrap_or_default();
         next.clear();
-        pipe.bytes += record.len();
-        pipe.records.push_back(std::mem::replace(record, next));
+        record.iter().for_each(|part| next.extend_from_slice(part));
+        pipe.bytes += next.len();
+        pipe.records.push_back(next);
         wake(&mut pipe.reader);
         Ok(())
     }

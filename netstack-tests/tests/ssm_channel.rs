@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 use std::future::poll_fn;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -575,16 +575,13 @@ fn lane_config() -> LaneConfig {
 /// Sends all of `bytes` and reads `want` bytes meanwhile.
 async fn exchange(lane: &mut SsmLane, bytes: &[u8], want: usize) -> Vec<u8> {
     let (mut rest, mut got) = (bytes, Vec::new());
-    let mut record = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     let all = poll_fn(|cx| {
         while !rest.is_empty()
             && let Poll::Ready(ready) = lane.poll_ready(cx)
         {
             let (head, tail) = rest.split_at(rest.len().min(ready?));
-            record.extend_from_slice(head);
-            lane.send(&mut record)?;
-            assert!(record.is_empty());
+            lane.send(&[IoSlice::new(head)])?;
             rest = tail;
         }
         let flushed = lane.poll_flush(cx)?.is_ready();

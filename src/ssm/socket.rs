@@ -19,7 +19,7 @@ mod status;
 mod up;
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
@@ -83,6 +83,8 @@ pub struct SsmLane {
     channel: Channel,
     /// The rest of the downstream bytes read last.
     current: Bytes,
+    /// The record that is sent, in one piece.
+    record: Vec<u8>,
     failure: Option<LaneError>,
     /// The far program has spoken.
     greeted: bool,
@@ -144,6 +146,7 @@ impl SsmLane {
             link: Link::Up(Box::new(Up::new(websocket, now, &config))),
             channel: Channel::new(config.channel.clone(), random(), now, unix_ms),
             current: Bytes::new(),
+            record: Vec::new(),
             failure: None,
             greeted: false,
             agent_version: String::new(),
@@ -351,20 +354,21 @@ impl LaneIo for SsmLane {
         }
     }
 
-    fn send(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
+    fn send(&mut self, record: &[IoSlice<'_>]) -> io::Result<()> {
         self.check()?;
         let now = Instant::now();
-        if !self.channel.send(record, now) {
+        self.record.clear();
+        record.iter().for_each(|part| self.record.extend_from_slice(part));
+        if !self.channel.send(&self.record, now) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a record was sent that poll_ready did not allow",
             ));
         }
         let unacked = self.channel.stats().unacked_messages;
-        if self.payload.sent(record.len(), unacked, now) {
+        if self.payload.sent(self.record.len(), unacked, now) {
             self.channel.set_max_payload(self.payload.size());
         }
-        record.clear();
         Ok(())
     }
 

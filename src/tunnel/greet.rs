@@ -1,7 +1,7 @@
 //! Waits for the agent's greeting on a fresh lane, says hello, and checks the welcome.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
 use agent::engine::Attach;
@@ -46,7 +46,8 @@ fn poll_greet(
             *record = bytes;
         }
         if !record.is_empty() && io.poll_ready(cx)?.is_ready() {
-            io.send(record)?;
+            io.send(&[IoSlice::new(record)])?;
+            record.clear();
         }
         // Pending here is no reason to wait: the read below arms the waker too.
         let _ = io.poll_flush(cx)?;

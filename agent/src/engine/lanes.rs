@@ -1,11 +1,11 @@
 //! The lanes of one engine: who is readable, who takes a record, who is lost.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
 use crate::lane::LaneIo;
-use crate::wire::trunk::{LaneFault, LaneId};
+use crate::wire::trunk::{LaneFault, LaneId, Record};
 
 /// Why a lane is given up.
 #[derive(Debug)]
@@ -28,7 +28,6 @@ impl fmt::Display for Loss {
 struct Slot {
     id: LaneId,
     io: Box<dyn LaneIo>,
-    record: Vec<u8>,
     /// It failed: nothing is asked of it any more.
     lost: bool,
     /// It has been told to end: it takes no more records.
@@ -43,7 +42,7 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn add(&mut self, id: LaneId, io: Box<dyn LaneIo>) {
-        self.slots.push(Slot { id, io, record: Vec::new(), lost: false, closing: false });
+        self.slots.push(Slot { id, io, lost: false, closing: false });
     }
 
     pub(super) fn remove(&mut self, id: LaneId) -> bool {
@@ -83,14 +82,10 @@ impl Lanes {
         }
     }
 
-    pub(super) fn record(&mut self, index: usize) -> &mut Vec<u8> {
-        &mut self.slots[index].record
-    }
-
-    /// Sends the lane's record; false when that lost the lane.
-    pub(super) fn send(&mut self, index: usize) -> bool {
-        let slot = &mut self.slots[index];
-        match slot.io.send(&mut slot.record) {
+    /// Sends a record on the lane at `index`; false when that lost the lane.
+    pub(super) fn send(&mut self, index: usize, record: &Record<'_>) -> bool {
+        let parts: Vec<IoSlice<'_>> = record.parts().map(IoSlice::new).collect();
+        match self.slots[index].io.send(&parts) {
             Ok(()) => true,
             Err(error) => {
                 self.lose(index, Loss::Io(error));

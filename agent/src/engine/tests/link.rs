@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -157,7 +157,8 @@ impl LaneIo for Side {
         Poll::Ready(Ok(pipe.asked))
     }
 
-    fn send(&mut self, record: &mut Vec<u8>) -> io::Result<()> {
+    fn send(&mut self, record: &[IoSlice<'_>]) -> io::Result<()> {
+        let record = record.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>();
         let mut link = self.0.borrow_mut();
         if link.is_over(self.1) {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -165,7 +166,6 @@ impl LaneIo for Side {
         let Link { clock, nature, random, pipes, cut, .. } = &mut *link;
         let pipe = &mut pipes[1 - self.1];
         assert!(!record.is_empty() && record.len() <= std::mem::take(&mut pipe.asked));
-        let record = std::mem::take(record);
         let twice = self.1 == 0 && nature.repeats > 0 && random.below(nature.repeats) == 0;
         if !*cut {
             for _ in 0..=usize::from(twice) {

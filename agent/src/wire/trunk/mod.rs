@@ -50,6 +50,8 @@ pub use self::pace::PaceLimits;
 pub use self::profile::LaneProfile;
 use self::rate::Meter;
 use self::receive::Receiver;
+use self::record::Draft;
+pub use self::record::Record;
 #[cfg(test)]
 use self::segment::{Frame, Parser};
 use self::send::Sender;
@@ -92,6 +94,8 @@ pub struct Trunk {
     config: TrunkConfig,
     lanes: Vec<Lane>,
     sender: Sender,
+    /// The record that was made last.
+    draft: Draft,
     receiver: Receiver,
     events: VecDeque<TrunkEvent>,
     ping_interval: Option<Duration>,
@@ -143,6 +147,7 @@ impl Trunk {
         Self {
             lanes: Vec::new(),
             sender: Sender::new(INITIAL_CREDIT, config.replay),
+            draft: Draft::default(),
             receiver: Receiver::new(config.credit),
             events: VecDeque::new(),
             ping_interval: None,
@@ -232,13 +237,21 @@ impl Trunk {
     ///
     /// A `room` under [`LEAST_RECORD`] may be too small for any frame.
     pub fn poll_record(&mut self, lane: LaneId, room: usize, record: &mut Vec<u8>, now: Instant) -> bool {
-        let Ok(index) = self.position(lane) else { return false };
+        let parts = self.poll_parts(lane, room.saturating_sub(record.len()), now);
+        parts.as_ref().into_iter().flat_map(Record::parts).for_each(|part| record.extend_from_slice(part));
+        parts.is_some()
+    }
+
+    /// Gives the record that [`poll_record`](Self::poll_record) would fill in parts, without a copy of the stream's bytes.
+    pub fn poll_parts(&mut self, lane: LaneId, room: usize, now: Instant) -> Option<Record<'_>> {
+        let index = self.position(lane).ok()?;
         self.tick(now);
         let lane = &mut self.lanes[index];
         if lane.closed {
-            return false;
+            return None;
         }
-        let before = record.len();
+        let record = &mut self.draft;
+        record.clear();
         if let Some(reason) = self.farewell {
             record::say_goodbye(lane, reason, room, record);
         } else {
@@ -255,8 +268,9 @@ impl Trunk {
                 lane.note_idle(now);
             }
         }
-        self.lanes[index].sent(record.len() - before, now);
-        record.len() > before
+        let length = record.len();
+        self.lanes[index].sent(length, now);
+        (length > 0).then_some(Record { draft: &self.draft, sender: &self.sender })
     }
 
     /// Whether the lane's IO takes a record now. A lane that does not is not waited for.

@@ -152,7 +152,8 @@ impl Frame<'_> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {
             Self::Segment { offset, sequence, bytes } => {
-                encode_segment(out, offset, sequence, |out| out.extend_from_slice(bytes));
+                encode_segment_head(out, offset, sequence, bytes);
+                out.extend_from_slice(bytes);
             }
             Self::Ack { cum, credit, sequence, arrived, wanted } => put(out, Type::Ack, |out| {
                 out.extend_from_slice(&cum.to_be_bytes());
@@ -173,12 +174,11 @@ impl Frame<'_> {
     }
 }
 
-/// Appends a segment whose bytes `body` appends: 1 to [`MAX_SEGMENT`] of them.
-pub fn encode_segment(out: &mut Vec<u8>, offset: u64, sequence: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    put(out, Type::Segment, |out| {
+/// Appends what goes before the bytes of a segment, which are 1 to [`MAX_SEGMENT`].
+pub fn encode_segment_head(out: &mut Vec<u8>, offset: u64, sequence: u32, bytes: &[u8]) {
+    put_before(out, Type::Segment, bytes, |out| {
         out.extend_from_slice(&offset.to_be_bytes());
         out.extend_from_slice(&sequence.to_be_bytes());
-        body(out);
     });
 }
 
@@ -201,7 +201,7 @@ fn decode(frame: &[u8]) -> Result<Frame<'_>, FrameFault> {
         return Err(FrameFault::Type(0));
     };
     let kind = Type::try_from(kind).map_err(FrameFault::Type)?;
-    if checksum([kind as u8, a, b, c], body) != u32::from_be_bytes(sum) {
+    if checksum([kind as u8, a, b, c], body, &[]) != u32::from_be_bytes(sum) {
         return Err(FrameFault::Checksum(kind));
     }
     let short = FrameFault::Length { kind, length: body.len() };
@@ -238,13 +238,18 @@ fn decode(frame: &[u8]) -> Result<Frame<'_>, FrameFault> {
 }
 
 fn put(out: &mut Vec<u8>, kind: Type, body: impl FnOnce(&mut Vec<u8>)) {
+    put_before(out, kind, &[], body);
+}
+
+/// Appends a frame but for the last bytes of its body, `rest`.
+fn put_before(out: &mut Vec<u8>, kind: Type, rest: &[u8], body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER]);
     body(out);
-    let length = (out.len() - start - HEADER) as u32;
+    let length = (out.len() - start - HEADER + rest.len()) as u32;
     let [_, a, b, c] = length.to_be_bytes();
     let head = [kind as u8, a, b, c];
-    let sum = checksum(head, &out[start + HEADER..]);
+    let sum = checksum(head, &out[start + HEADER..], rest);
     out[start..start + TYPE_AND_LENGTH].copy_from_slice(&head);
     out[start + TYPE_AND_LENGTH..start + HEADER].copy_from_slice(&sum.to_be_bytes());
 }
@@ -256,10 +261,11 @@ fn put_text(out: &mut Vec<u8>, kind: Type, reason: u8, text: &str, most: usize) 
     });
 }
 
-fn checksum(head: [u8; TYPE_AND_LENGTH], body: &[u8]) -> u32 {
+fn checksum(head: [u8; TYPE_AND_LENGTH], body: &[u8], rest: &[u8]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&head);
     sum.update(body);
+    sum.update(rest);
     sum.finalize()
 }
 

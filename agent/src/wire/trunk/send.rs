@@ -28,6 +28,12 @@ struct Chunk {
     bytes: Box<[u8]>,
 }
 
+impl Chunk {
+    fn end(&self) -> u64 {
+        self.start + self.filled as u64
+    }
+}
+
 /// Bytes that a lane may send next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
@@ -86,7 +92,7 @@ impl Sender {
         }
         self.acked = cum;
         while let Some(chunk) = self.chunks.front_mut() {
-            if chunk.start + chunk.filled as u64 > cum {
+            if chunk.end() > cum {
                 break;
             }
             if self.chunks.len() == 1 {
@@ -121,12 +127,13 @@ impl Sender {
             Some((offset, end)) if again => (offset, end, true),
             Some(_) | None => (self.sent, self.end, false),
         };
-        let length = end.min(self.chunk_end(offset)).saturating_sub(offset) as usize;
+        let end = end.min(self.chunk(offset).map_or(offset, Chunk::end));
+        let length = end.saturating_sub(offset) as usize;
         (length > 0).then_some(Range { offset, length, again })
     }
 
-    /// The first `length` bytes of `range` go out now; they are appended to `out`.
-    pub(super) fn take(&mut self, range: Range, length: usize, out: &mut Vec<u8>) {
+    /// The first `length` bytes of `range` go out now: here they are.
+    pub(super) fn take(&mut self, range: Range, length: usize) -> &[u8] {
         let length = length.min(range.length);
         let end = range.offset + length as u64;
         if range.again {
@@ -135,7 +142,15 @@ impl Sender {
         } else {
             self.sent = end;
         }
-        self.copy(range.offset, length, out);
+        self.kept(range.offset, length)
+    }
+
+    /// Bytes that [`next`](Self::next) told of, and the peer has not acknowledged since.
+    pub(super) fn kept(&self, offset: u64, length: usize) -> &[u8] {
+        self.chunk(offset).map_or(&[], |chunk| {
+            let from = (offset - chunk.start) as usize;
+            &chunk.bytes[from..from + length]
+        })
     }
 
     /// Gives back memory that is not needed now.
@@ -176,24 +191,9 @@ impl Sender {
         self.sent
     }
 
-    fn chunk_end(&self, offset: u64) -> u64 {
-        let end = |chunk: &Chunk| chunk.start + chunk.filled as u64;
-        self.chunks.get(self.chunks.partition_point(|chunk| end(chunk) <= offset)).map_or(offset, end)
-    }
-
-    fn copy(&self, mut offset: u64, mut length: usize, out: &mut Vec<u8>) {
-        let first = self.chunks.partition_point(|chunk| chunk.start + chunk.filled as u64 <= offset);
-        for chunk in self.chunks.range(first..) {
-            if length == 0 {
-                break;
-            }
-            let from = (offset - chunk.start) as usize;
-            let bytes = &chunk.bytes[from..chunk.filled];
-            let bytes = &bytes[..length.min(bytes.len())];
-            out.extend_from_slice(bytes);
-            offset += bytes.len() as u64;
-            length -= bytes.len();
-        }
+    /// The chunk that holds the byte at `offset`.
+    fn chunk(&self, offset: u64) -> Option<&Chunk> {
+        self.chunks.get(self.chunks.partition_point(|chunk| chunk.end() <= offset))
     }
 
     /// The only chunk holds nothing that is needed: it is filled from its start again.
@@ -229,7 +229,7 @@ mod tests {
         let all = fill(&mut sender, 300_000);
         let mut out = Vec::new();
         while let Some(range) = sender.next(true) {
-            sender.take(range, 65_536, &mut out);
+            out.extend_from_slice(sender.take(range, 65_536));
         }
         assert_eq!(out, all);
         assert_eq!((sender.waiting(), sender.unacknowledged()), (0, 300_000));
@@ -244,7 +244,7 @@ mod tests {
         let mut sender = Sender::new(u64::MAX, 1 << 20);
         let all = fill(&mut sender, 10_000);
         let range = sender.next(true).unwrap();
-        sender.take(range, 9_000, &mut Vec::new());
+        sender.take(range, 9_000);
         sender.lost(4_000, 1_000);
         sender.lost(1_000, 1_000);
         sender.lost(2_000, 500);
@@ -258,7 +258,7 @@ mod tests {
         let (mut out, mut offsets) = (Vec::new(), Vec::new());
         while let Some(range) = sender.next(true) {
             offsets.push(range.offset);
-            sender.take(range, 700, &mut out);
+            out.extend_from_slice(sender.take(range, 700));
         }
         assert_eq!(offsets, [1_200, 1_900, 4_000, 4_700, 9_000, 9_700]);
         assert_eq!(out, [&all[1_200..2_500], &all[4_000..5_000], &all[9_000..]].concat());
@@ -270,7 +270,7 @@ mod tests {
         let mut sender = Sender::new(u64::MAX, 1 << 20);
         fill(&mut sender, 1_000);
         let range = sender.next(true).unwrap();
-        sender.take(range, 1_000, &mut Vec::new());
+        sender.take(range, 1_000);
         sender.acknowledge(600).unwrap();
         sender.lost(0, 600);
         assert_eq!(sender.next(true), None);
@@ -315,7 +315,7 @@ mod tests {
             fill(&mut sender, 500_000);
             let mut out = Vec::new();
             while let Some(range) = sender.next(true) {
-                sender.take(range, 65_536, &mut out);
+                out.extend_from_slice(sender.take(range, 65_536));
             }
             sender.acknowledge(round * 500_000).unwrap();
             assert!(sender.pool.len() + sender.chunks.len() <= POOL + 1);
