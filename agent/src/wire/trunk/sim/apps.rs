@@ -21,10 +21,8 @@ pub(super) struct Apps {
     pub(super) now: u64,
     streams: Vec<App>,
     touched: Vec<Token>,
-    /// Bytes of bulk received, and when last.
+    /// Bytes of bulk received.
     pub(super) bulk: u64,
-    last_bulk: u64,
-    pub(super) longest_gap: u64,
     pub(super) exchanges: Vec<u64>,
     pub(super) closed: usize,
     /// Bulk ends after so many bytes.
@@ -38,6 +36,9 @@ struct App {
     greeted: bool,
     sent: u64,
     received: u64,
+    /// When bulk came last, and the longest time without any.
+    last_at: u64,
+    longest_gap: u64,
     owed: usize,
     asked_at: u64,
     ask_at: Option<u64>,
@@ -52,8 +53,6 @@ impl Apps {
             streams: Vec::new(),
             touched: Vec::new(),
             bulk: 0,
-            last_bulk: 0,
-            longest_gap: 0,
             exchanges: Vec::new(),
             closed: 0,
             limit: u64::MAX,
@@ -74,6 +73,8 @@ impl Apps {
             greeted: !self.is_client,
             sent: 0,
             received: 0,
+            last_at: self.now,
+            longest_gap: 0,
             owed: 0,
             asked_at: 0,
             ask_at: None,
@@ -85,14 +86,24 @@ impl Apps {
 
     pub(super) fn reset_figures(&mut self) {
         self.bulk = 0;
-        self.longest_gap = 0;
-        self.last_bulk = self.now;
+        self.streams.iter_mut().for_each(|app| (app.last_at, app.longest_gap) = (self.now, 0));
         self.exchanges.clear();
     }
 
-    /// The longest time without a byte of bulk, the present one included.
+    /// The longest time that any stream was without its bulk, the present one included.
     pub(super) fn gap(&self) -> u64 {
-        self.longest_gap.max(self.now - self.last_bulk)
+        self.takers().map(|app| app.longest_gap.max(self.now - app.last_at)).max().unwrap_or_default()
+    }
+
+    /// Whether every stream has got bulk since then.
+    pub(super) fn all_got_some_since(&self, then: u64) -> bool {
+        self.takers().all(|app| app.last_at > then)
+    }
+
+    fn takers(&self) -> impl Iterator<Item = &App> {
+        self.streams.iter().filter(|app| {
+            matches!(app.kind, Some(Kind::Upload | Kind::Download)) && !Self::is_sender(self.is_client, app)
+        })
     }
 
     pub(super) fn next_at(&self) -> Option<u64> {
@@ -179,8 +190,8 @@ impl Streams for Apps {
                 }
                 if !bytes.is_empty() {
                     self.bulk += bytes.len() as u64;
-                    self.longest_gap = self.longest_gap.max(self.now - self.last_bulk);
-                    self.last_bulk = self.now;
+                    app.longest_gap = app.longest_gap.max(self.now - app.last_at);
+                    app.last_at = self.now;
                 }
             }
         }

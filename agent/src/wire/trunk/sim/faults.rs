@@ -7,16 +7,18 @@ fn one_of_four_lanes_lost_stalls_nobody() {
     for (seed, told) in [(1, true), (2, false)] {
         let mut world = World::ssm(seed, 4, 20 * MS);
         world.replace_after = Some(300 * MS);
-        world.open(Kind::Upload, 2);
-        world.open(Kind::Download, 2);
+        world.open(Kind::Upload, 4);
+        world.open(Kind::Download, 4);
+        world.open(Kind::Exchange, 2);
         world.run_for(2 * SECOND);
         world.reset_figures();
         let fault = if told { Fault::Cut(2) } else { Fault::BlackHole(2) };
         world.fault(0, fault);
         world.run_for(4 * SECOND);
         let gaps = world.ends.each_ref().map(|end| end.apps.gap() / 1000);
-        eprintln!("{fault:?}: longest gaps {gaps:?} ms, {:?}", world.told);
-        assert!(gaps.iter().all(|gap| *gap <= 600), "{gaps:?}");
+        let slowest = world.ends[0].apps.exchanges.iter().max().expect("there were exchanges") / 1000;
+        eprintln!("{fault:?}: longest gaps {gaps:?} ms, slowest exchange {slowest} ms, {:?}", world.told);
+        assert!(gaps.iter().all(|gap| *gap <= 600) && slowest <= 600, "{gaps:?} {slowest}");
         if !told {
             let found = world.told.iter().find(|(_, _, event)| matches!(event, TrunkEvent::LaneDead { .. }));
             assert!(found.is_some_and(|(at, ..)| *at <= 5 * SECOND), "{:?}", world.told);
@@ -54,6 +56,9 @@ fn a_lone_lane_that_never_acknowledges_is_found() {
     world.run_for(SECOND);
     world.fault(0, Fault::Stall(1, 1, 3600 * SECOND));
     world.run_for(12 * SECOND);
+    let stats = world.ends[0].trunk.stats();
+    let bound = LaneProfile::of(LaneKind::Ssm, Role::Client).pace.most + world.ends[0].trunk.config.unsent;
+    assert!(stats.unacknowledged <= bound, "{stats:?}");
     world.told.retain(|(_, side, _)| *side == 0);
     let [(stalled, _, TrunkEvent::LaneStalled { .. }), (dead, _, TrunkEvent::LaneDead { reason, .. })] =
         world.told[..]
@@ -121,6 +126,32 @@ fn after_a_lane_came_back_the_first_byte_is_soon_there() {
         eprintln!("first byte to side {side}: {took} ms after the hello arrived");
         assert!(took <= 2 * 40 + 10, "{took}");
     }
+}
+
+#[test]
+fn after_all_lanes_came_back_every_flow_goes_on_within_a_second() {
+    let delay = 20 * MS;
+    let mut world = World::ssm(11, 4, delay);
+    world.open(Kind::Upload, 8);
+    world.open(Kind::Download, 8);
+    world.open(Kind::Exchange, 2);
+    world.run_for(2 * SECOND);
+    (0..4).for_each(|index| world.cut(index));
+    world.run_for(30 * SECOND);
+    assert_eq!(world.links.len(), 0);
+    for end in &world.ends {
+        let (stats, credit) = (end.trunk.stats(), end.trunk.config.credit as usize);
+        assert!(stats.unacknowledged <= credit && stats.most_held <= credit, "{stats:?}");
+    }
+    let (back, exchanged) = (world.time, world.ends[0].apps.exchanges.len());
+    for _ in 0..4 {
+        world.connect(LaneKind::Ssm, [Path::ssm_up(delay, UP_RATE), Path::ssm_down(delay)], 0);
+    }
+    world.run_until(SECOND, |world| {
+        world.ends.iter().all(|end| end.apps.all_got_some_since(back))
+            && world.ends[0].apps.exchanges.len() >= exchanged + 2
+    });
+    eprintln!("every flow goes on {} ms after the network's return", (world.time - back) / MS);
 }
 
 #[test]

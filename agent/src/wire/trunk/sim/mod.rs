@@ -428,3 +428,5 @@ const UP_RATE: u64 = 24_000_000;
 const PACING: f64 = 1024.0 * 1e6 / 1_100.0;
 /// What of an upload's bytes is payload: frames of the mux and segments have heads.
 const UP_SHARE: f64 = 0.99;
+/// The same of a download, whose segments are shorter.
+const DOWN_SHARE: f64 = 0.97;
