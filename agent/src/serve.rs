@@ -83,6 +83,7 @@ struct Shared {
     engines: Cell<usize>,
     engine_ended: Notify,
     turned_away: RefCell<Seldom>,
+    refused: RefCell<Seldom>,
 }
 
 impl Server {
@@ -112,6 +113,7 @@ impl Server {
             engines: Cell::new(0),
             engine_ended: Notify::new(),
             turned_away: RefCell::default(),
+            refused: RefCell::default(),
         };
         Ok(Self { listeners, shared: Rc::new(shared) })
     }
@@ -155,25 +157,24 @@ impl Shared {
                 }
             };
             if let Err(reason) = self.admit(&stream, peer) {
-                let silenced = self.turned_away.borrow_mut().turn(Instant::now());
-                if let Some(others) = silenced {
-                    log::warn(format_args!(
-                        "turned {peer} away: {reason} ({others} more since the last such line)"
-                    ));
-                }
+                self.turned_away.borrow_mut().warn(format_args!("turned {peer} away: {reason}"));
                 continue;
             }
             let shared = self.clone();
             handshakes.spawn_local(async move {
-                match timeout(HANDSHAKE, shared.shake_hands(stream)).await {
+                match timeout(HANDSHAKE, shared.clone().shake_hands(stream)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(reason)) => log::warn(format_args!("no lane from {peer}: {reason}")),
-                    Err(_) => log::warn(format_args!("no lane from {peer}: no hello within {HANDSHAKE:?}")),
+                    Ok(Err(reason)) => shared.refuse(peer, &reason),
+                    Err(_) => shared.refuse(peer, &format_args!("no hello within {HANDSHAKE:?}")),
                 }
                 drop(place);
             });
             while handshakes.try_join_next().is_some() {}
         }
+    }
+
+    fn refuse(&self, peer: SocketAddr, reason: &dyn fmt::Display) {
+        self.refused.borrow_mut().warn(format_args!("no lane from {peer}: {reason}"));
     }
 
     /// Over the loopback the kernel says who it is; from elsewhere the shared key has to.
@@ -394,6 +395,13 @@ struct Seldom {
 }
 
 impl Seldom {
+    /// Says it, or counts it for the next line.
+    fn warn(&mut self, what: fmt::Arguments<'_>) {
+        if let Some(others) = self.turn(Instant::now()) {
+            log::warn(format_args!("{what} ({others} more since the last such line)"));
+        }
+    }
+
     /// Counts one; `Some` when it may be told, with the number of those that were not.
     fn turn(&mut self, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < SELDOM) {

@@ -2,28 +2,23 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod probe;
+mod rig;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener as StdListener};
-use std::thread;
+use std::net::TcpListener as StdListener;
 use std::time::Duration;
 
 use agent::admission::Admission;
-use agent::dial::DialConfig;
-use agent::dial::rules::Rules;
-use agent::engine::{self, Attach, Command, Engine, Outcome};
-use agent::keys;
-use agent::lane::TcpLane;
+use agent::engine::Outcome;
 use agent::parked::Limits;
 use agent::serve::{Config, Listen, Server, StartError};
-use agent::wire::hello::{ClientHandshake, ClientParams, DenyReason, HelloError, Psk, Ticket, Welcomed};
-use agent::wire::open::{Kind, Open, Refusal, Target};
-use agent::wire::trunk::{LaneId, LaneKind, Role};
+use agent::wire::hello::{DenyReason, HelloError, Psk};
+use agent::wire::open::Refusal;
+use agent::wire::trunk::LaneId;
 use probe::Probe;
+use rig::{Agent, Client, config, echo_target, greet, params, run, tcp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, LocalSet};
 
 #[test]
 fn it_listens_on_both_families_or_not_at_all() {
@@ -272,166 +267,16 @@ fn silent_connections_beyond_the_limit_wait_and_keep_nobody_out_for_good() {
     });
 }
 
-struct Agent {
-    addresses: Vec<SocketAddr>,
-    stop: oneshot::Sender<()>,
-    running: JoinHandle<()>,
-}
-
-impl Agent {
-    async fn start(config: Config) -> Self {
-        let server = Server::bind(&Listen::Loopback(0), config).await.unwrap();
-        let addresses = server.local_addrs();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::task::spawn_local(server.run(async {
-            let _ = stopped.await;
-        }));
-        Self { addresses, stop, running }
-    }
-
-    async fn stop(self) {
-        self.stop.send(()).unwrap();
-        self.running.await.unwrap();
-    }
-}
-
-struct Client {
-    commands: mpsc::Sender<Command>,
-    running: JoinHandle<Outcome>,
-    probe: probe::Shared,
-}
-
-impl Client {
-    fn start(probe: Probe) -> Self {
-        let (commands, receiver) = mpsc::channel(8);
-        let shared = probe.shared();
-        let config = engine::Config {
-            role: Role::Client,
-            ping_interval: Duration::from_secs(1),
-            entropy: 7,
-            on_lane: Box::new(|_| {}),
-        };
-        let engine = Engine::new(config, probe);
-        let running = tokio::task::spawn_local(async move { engine.run(receiver).await.0 });
-        Self { commands, running, probe: shared }
-    }
-
-    /// Gives the lane to the engine; the copy that comes back can cut it.
-    async fn attach(&mut self, lane: LaneId, stream: TcpStream, welcomed: Welcomed) -> std::net::TcpStream {
-        let stream = stream.into_std().unwrap();
-        let copy = stream.try_clone().unwrap();
-        let stream = TcpStream::from_std(stream).unwrap();
-        let attach = Attach {
-            lane,
-            kind: LaneKind::Tcp,
-            hello: welcomed.hello,
-            in_blocks: false,
-            peer_received: None,
-            io: Box::new(TcpLane::new(stream, LaneKind::Tcp).unwrap()),
-            leftover: welcomed.leftover,
-        };
-        assert!(self.commands.send(Command::Attach(attach)).await.is_ok());
-        copy
-    }
-
-    async fn probe_when(&mut self, ready: impl Fn(&probe::Seen) -> bool) -> probe::Seen {
-        self.probe.when(ready).await
-    }
-
-    async fn report(&self) {
-        let (reply, answer) = oneshot::channel();
-        assert!(self.commands.send(Command::Report(reply)).await.is_ok());
-        answer.await.unwrap();
-    }
-
-    async fn close(self) -> Outcome {
-        assert!(self.commands.send(Command::Close).await.is_ok());
-        self.running.await.unwrap()
-    }
-
-    async fn ended(self) -> Outcome {
-        self.running.await.unwrap()
-    }
-}
-
-fn config() -> Config {
-    let loopback = ["127.0.0.0/8", "::1"].iter().map(|range| range.parse().unwrap()).collect();
-    let mut config = Config::new(keys::passing_agent_key().unwrap());
-    config.dial = DialConfig { rules: Rules::new(loopback, Vec::new()), ..DialConfig::default() };
-    config.admission = Admission::Uids(vec![rustix::process::geteuid().as_raw()]);
-    config
-}
-
-fn params(lane: u64, ticket: Option<Ticket>) -> ClientParams {
-    let mut entropy = [0; 64];
-    entropy[..32].copy_from_slice(&keys::random().unwrap());
-    entropy[32..].copy_from_slice(&keys::random().unwrap());
-    ClientParams {
-        ticket,
-        lane: LaneId(lane),
-        kind: LaneKind::Tcp,
-        psk: None,
-        pinned: None,
-        ping_interval: Duration::from_secs(1),
-        received: 0,
-        live_lanes: Vec::new(),
-        wants_blocks: false,
-        entropy,
-        version: "test".to_owned(),
-    }
-}
-
-async fn greet(address: SocketAddr, params: ClientParams) -> Result<(TcpStream, Welcomed), HelloError> {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let mut handshake = ClientHandshake::new(params);
-    let mut buffer = [0; 4096];
-    loop {
-        let length = stream.read(&mut buffer).await.unwrap();
-        assert!(length > 0, "the agent closed the connection");
-        let welcomed = handshake.handle_bytes(&buffer[..length])?;
-        if let Some(record) = handshake.poll_transmit() {
-            stream.write_all(&record).await.unwrap();
-        }
-        if let Some(welcomed) = welcomed {
-            return Ok((stream, welcomed));
-        }
-    }
-}
-
-fn tcp(target: SocketAddr) -> Open {
-    Open { kind: Kind::Tcp, target: Target::Address(target.ip(), target.port()) }
-}
-
-/// Gives back what one connection sends, until its end.
-fn echo_target() -> SocketAddr {
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        let mut stream = listener.accept().unwrap().0;
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
-        stream.write_all(&all).unwrap();
-    });
-    address
-}
-
 /// Says "one ", and "two" when told to.
-fn two_word_target() -> (SocketAddr, std::sync::mpsc::Sender<()>) {
+fn two_word_target() -> (std::net::SocketAddr, std::sync::mpsc::Sender<()>) {
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (go_on, wait) = std::sync::mpsc::channel();
-    thread::spawn(move || {
+    std::thread::spawn(move || {
         let mut stream = listener.accept().unwrap().0;
         stream.write_all(b"one ").unwrap();
         wait.recv().unwrap();
         stream.write_all(b"two").unwrap();
     });
     (address, go_on)
-}
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = LocalSet::new();
-    let test = async { tokio::time::timeout(Duration::from_secs(20), test).await.expect("in time") };
-    local.block_on(&runtime, test);
 }

@@ -1,4 +1,5 @@
 //! A client's local ends with one flow: it sends some bytes, finishes, and keeps what comes back.
+#![allow(dead_code, reason = "helpers of tests, each of which uses some")]
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
