@@ -271,7 +271,9 @@ impl SsmLane {
         }
         tracing::debug!(session = self.resumer.session_id, %cut, "websocket cut");
         let size = self.payload.size();
-        let suspect = self.payload.cut(now);
+        let channel = self.channel.stats();
+        let passed = (channel.unacked_messages > 0).then_some(channel.acked_messages);
+        let suspect = self.payload.cut(passed, now);
         self.channel.set_max_payload(self.payload.size());
         let garbage = matches!(cut, Cut::Garbage);
         self.resumer.handle.update(|status| {
@@ -280,7 +282,8 @@ impl SsmLane {
             status.suspect_payload |= suspect;
             status.resuming.get_or_insert(Resuming { since: now, last_error: None });
         });
-        if matches!(cut, Cut::TooBig) && self.payload.has_sent_large() {
+        let refused = matches!(cut, Cut::TooBig) && self.payload.has_sent_large();
+        if refused || self.payload.is_stuck() {
             return self.fail(LaneError::MessageTooBig(size));
         }
         let lived = match &self.link {
@@ -303,7 +306,11 @@ impl SsmLane {
         match (&mut self.link, self.streak) {
             (Link::Up(up), _) => {
                 up.ping_due = true;
-                up.dead_at = up.dead_at.min(now + NUDGE_PATIENCE);
+                let usual = up.gateway_rtt.or(self.channel.stats().srtt);
+                let patience = usual.map_or(NUDGE_PATIENCE.1, |rtt| {
+                    rtt.saturating_mul(NUDGE_ROUND_TRIPS).clamp(NUDGE_PATIENCE.0, NUDGE_PATIENCE.1)
+                });
+                up.dead_at = up.dead_at.min(now + patience);
             }
             (Link::Resuming(_), Some(streak)) => self.resume(Streak { cuts: 0, ..streak }),
             (Link::Resuming(_) | Link::Down, _) => {}
@@ -460,6 +467,8 @@ impl Drop for Guard {
 
 /// A websocket that lived so long was a good one, even if nothing came.
 const LIVED_AFTER: Duration = Duration::from_secs(10);
-/// For the first frame after a nudge.
-const NUDGE_PATIENCE: Duration = Duration::from_secs(3);
+/// For the first frame after a nudge: so many round trips, at least and at most so long. A websocket that is given up too
+/// soon costs one resumption.
+const NUDGE_ROUND_TRIPS: u32 = 4;
+const NUDGE_PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -255,6 +255,10 @@ impl Sender {
         self.unacked_bytes
     }
 
+    pub(super) fn acked_messages(&self) -> u64 {
+        self.next_sequence.unsigned_abs() - self.unacked.len() as u64
+    }
+
     pub(super) fn unacked_messages(&self) -> usize {
         self.unacked.len()
     }

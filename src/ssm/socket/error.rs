@@ -26,7 +26,7 @@ pub enum LaneError {
     Gone(#[source] ApiError),
     #[error("the session's websocket was cut and did not come back within {after:?}: {last}")]
     Lost { after: Duration, last: String, hint: String, greeted: bool },
-    #[error("the gateway refuses messages of {0} bytes")]
+    #[error("messages of {0} bytes do not pass")]
     MessageTooBig(usize),
     #[error("the lane was closed here")]
     ClosedHere,

@@ -13,11 +13,13 @@ pub(super) struct Payload {
     /// When the first message went out that only this size allows.
     first: Option<Instant>,
     sent: u32,
+    /// How many messages had passed at the last cut, and the cuts since the first one at which it was as many.
+    blamed: Option<(u64, u32)>,
 }
 
 impl Payload {
     pub(super) fn new(start: usize, most: usize) -> Self {
-        Self { size: start, most: most.max(start), proven: 0, first: None, sent: 0 }
+        Self { size: start, most: most.max(start), proven: 0, first: None, sent: 0, blamed: None }
     }
 
     /// The largest message now.
@@ -51,14 +53,24 @@ impl Payload {
         true
     }
 
-    /// The websocket was cut; true when the size of messages may be why.
-    pub(super) fn cut(&mut self, now: Instant) -> bool {
+    /// The websocket was cut when so many messages had passed, `None` if that says nothing of those on the way; true
+    /// when the size of messages may be why.
+    pub(super) fn cut(&mut self, passed: Option<u64>, now: Instant) -> bool {
         let suspect = self.first.is_some_and(|at| now.saturating_duration_since(at) < SUSPECT_WITHIN);
+        self.blamed = passed.and_then(|passed| {
+            let again = self.blamed.filter(|(before, _)| *before == passed).map(|(_, cuts)| cuts + 1);
+            Some((passed, again.or(self.has_sent_large().then_some(1))?))
+        });
         if suspect {
             self.size = self.proven.max(MIN_PAYLOAD);
             self.most = self.size;
         }
         suspect && self.proven == 0
+    }
+
+    /// Whether the message that is next does not pass, however often it is sent: it was cut into its size before.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.blamed.is_some_and(|(_, cuts)| cuts >= STUCK)
     }
 
     /// Whether messages went out that not every path takes.
@@ -75,6 +87,8 @@ impl Payload {
 /// A cut so soon after the first message of a size may be because of it.
 const SUSPECT_WITHIN: Duration = Duration::from_secs(2);
 const ENOUGH: u32 = 32;
+/// So many websockets lost over one message are enough.
+const STUCK: u32 = 3;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
@@ -109,11 +123,32 @@ mod tests {
     fn a_cut_right_after_the_first_large_message_makes_them_small() {
         let start = Instant::now();
         let mut payload = Payload::new(8192, 32768);
-        assert!(!payload.cut(start), "nothing large was sent");
+        assert!(!payload.cut(Some(0), start), "nothing large was sent");
         assert!(!payload.has_sent_large());
         payload.sent(1025, 0, start);
-        assert!(payload.cut(start + SECOND));
+        assert!(payload.cut(Some(0), start + SECOND));
         assert_eq!(payload.size(), 1024);
+    }
+
+    #[test]
+    fn a_message_that_costs_one_websocket_after_the_other_is_stuck() {
+        let start = Instant::now();
+        let mut payload = Payload::new(8192, 32768);
+        payload.sent(8192, 0, start);
+        for cuts in 1..=3 {
+            payload.cut(Some(5), start + cuts * SECOND);
+            assert_eq!(payload.is_stuck(), cuts == 3);
+        }
+        payload.cut(Some(6), start + 9 * SECOND);
+        assert!(!payload.is_stuck(), "it has passed");
+        let mut small = Payload::new(1024, 1024);
+        small.sent(1024, 0, start);
+        (0..9).for_each(|_| assert!(!small.cut(Some(0), start)));
+        assert!(!small.is_stuck());
+        let mut idle = Payload::new(8192, 32768);
+        idle.sent(8192, 0, start);
+        (0..9).for_each(|_| _ = idle.cut(None, start));
+        assert!(!idle.is_stuck());
     }
 
     #[test]
@@ -125,7 +160,7 @@ mod tests {
         });
         assert_eq!(payload.size(), 16384);
         payload.sent(16384, 0, start + 20 * SECOND);
-        assert!(!payload.cut(start + 21 * SECOND), "small ones are not called for");
+        assert!(!payload.cut(Some(0), start + 21 * SECOND), "small ones are not called for");
         assert_eq!(payload.size(), 8192);
         (0..100).for_each(|count| {
             payload.sent(8192, 0, start + (30 + count) * SECOND);
@@ -138,7 +173,7 @@ mod tests {
         let start = Instant::now();
         let mut payload = Payload::new(8192, 32768);
         payload.sent(8192, 0, start);
-        assert!(!payload.cut(start + 2 * SECOND));
+        assert!(!payload.cut(Some(0), start + 2 * SECOND));
         assert_eq!(payload.size(), 8192);
     }
 }
