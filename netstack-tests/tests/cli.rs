@@ -564,7 +564,7 @@ fn status(plan: &Plan, state: State) -> Status {
             rate_rx: 0,
             stalled: false,
             retiring: false,
-            replaces: None,
+            last_loss: None,
         }],
         lanes_wanted: 1,
         trunk: ssm_proxy::control::Trunk::default(),

@@ -173,14 +173,15 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
     if !limits.is_empty() {
         parts.push(limits.join("\n"));
     }
+    let losses: Vec<_> = sessions.iter().flat_map(losses).collect();
+    if !losses.is_empty() {
+        parts.push(losses.join("\n"));
+    }
     let dropped: Vec<_> = sessions.iter().filter_map(dropped).collect();
     if !dropped.is_empty() {
         parts.push(dropped.join("\n"));
     }
-    let stories: Vec<_> = sessions.iter().filter_map(story).collect();
-    if !stories.is_empty() {
-        parts.push(stories.join("\n"));
-    }
+    parts.push(sessions.iter().map(story).collect::<Vec<_>>().join("\n"));
     let errors: Vec<_> = sessions
         .iter()
         .filter_map(|session| Some(format!("{}: {}", session.name, last_error(session)?)))
@@ -264,26 +265,41 @@ fn rate(bytes_a_second: u64) -> String {
     print::rate(bytes_a_second, Duration::from_secs(1))
 }
 
-/// What the trunk under the lanes went through, and the latest turns of the session.
-fn story(session: &control::Status) -> Option<String> {
-    let control::Trunk { resent, lost, .. } = session.trunk;
-    let mut lines = Vec::new();
-    if lost > 0 || resent > 0 {
-        lines.push(format!(
-            "{}: resumed {} times, begun anew {lost} times, {} sent again",
+/// One line for each lane that took the place of a lost one.
+fn losses(session: &control::Status) -> Vec<String> {
+    let now = session.started_at + session.uptime_seconds;
+    let lost = session.lanes.iter().filter_map(|lane| Some((lane, lane.last_loss.as_ref()?)));
+    let line = |(lane, loss): (&control::Lane, &control::Loss)| {
+        let ago = print::duration(now.saturating_sub(loss.at));
+        format!(
+            "{}: lane {} is in place of one lost {ago} ago: {}",
             session.name,
-            session.resumes,
-            print::bytes(resent)
-        ));
-    }
+            lane.id,
+            print::clean(&loss.reason)
+        )
+    };
+    lost.map(line).collect()
+}
+
+/// What the trunk over the lanes went through, and the latest turns of the session.
+fn story(session: &control::Status) -> String {
+    let control::Trunk { resent, duplicates, lost, credit, .. } = session.trunk;
+    let mut lines = vec![format!(
+        "{}: trunk resumed {} times, begun anew {lost} times, {} sent again, {} came twice, {} of credit",
+        session.name,
+        session.resumes,
+        print::bytes(resent),
+        print::bytes(duplicates),
+        print::bytes(credit)
+    )];
     let now = session.started_at + session.uptime_seconds;
     // The first turn is the connection itself.
     let latest = session.history.iter().skip(1).rev().take(SHOWN_TURNS).rev();
     lines.extend(latest.map(|turn| {
         let ago = print::duration(now.saturating_sub(turn.at));
-        format!("{}: {ago} ago: {}", session.name, print::clean(&turn.what))
+        format!("{}: {ago} ago, {}: {}", session.name, state(turn.state), print::clean(&turn.what))
     }));
-    (!lines.is_empty()).then(|| lines.join("\n"))
+    lines.join("\n")
 }
 
 /// `--json` has them all.
@@ -319,7 +335,39 @@ SESSION  VIA                  STATE  DEVICE  CIDR        UPTIME  TX/RX          
 prod     i-0123456789abcdef0  up     ssmp0   10.0.0.0/8  2h 34m  1.3GB / 891.3MB  3
 
 SESSION  LANE  KIND  STATE  RTT     AGE    IN FLIGHT         RATE TX/RX          TX/RX          SSM SESSION
-prod     1     ssm   up     31.2ms  1m 0s  16.4kB of 65.5kB  500B/s / 800.0kB/s  1.0kB / 2.0kB  dev-0a1b2c"
+prod     1     ssm   up     31.2ms  1m 0s  16.4kB of 65.5kB  500B/s / 800.0kB/s  1.0kB / 2.0kB  dev-0a1b2c
+
+prod: trunk resumed 1 times, begun anew 0 times, 0B sent again, 0B came twice, 0B of credit"
+        );
+    }
+
+    #[test]
+    fn the_last_loss_of_a_lanes_place_the_trunk_and_the_latest_turns_are_told() {
+        let mut session = status("prod");
+        let now = session.started_at + session.uptime_seconds;
+        let reason = "AWS ended the session: \u{1b}[31mtimed out".to_owned();
+        session.lanes[0].last_loss = Some(control::Loss { at: now - 12, reason, session_id: None });
+        session.trunk =
+            control::Trunk { resent: 4096, duplicates: 7, lost: 2, credit: 1 << 20, ..session.trunk };
+        let turn =
+            |ago: u64, state, what: &str| control::Turn { at: now - ago, state, what: what.to_owned() };
+        session.history = vec![
+            turn(90, State::Up, "connected"),
+            turn(20, State::Reconnecting, "connection lost"),
+            turn(5, State::Up, "connected again"),
+        ];
+
+        let text = text(&[session], None);
+
+        let told: Vec<&str> = text.lines().filter(|line| line.starts_with("prod: ")).collect();
+        assert_eq!(
+            told,
+            [
+                "prod: lane 1 is in place of one lost 12s ago: AWS ended the session: ?[31mtimed out",
+                "prod: trunk resumed 1 times, begun anew 2 times, 4.1kB sent again, 7B came twice, 1.0MB of credit",
+                "prod: 20s ago, reconnecting: connection lost",
+                "prod: 5s ago, up: connected again",
+            ]
         );
     }
 
@@ -355,7 +403,8 @@ prod     1     ssm   up     31.2ms  1m 0s  16.4kB of 65.5kB  500B/s / 800.0kB/s 
         let mut session = status("prod");
         assert!(!text(&[session.clone()], None).contains("ping"));
         session.counters.insert("echo_prohibited".to_owned(), 1);
-        assert!(text(&[session], None).ends_with(&format!("\n\nprod: ping does not work: {NO_PING}")));
+        let line = format!("prod: ping does not work: {NO_PING}");
+        assert!(text(&[session], None).lines().any(|shown| shown == line));
     }
 
     #[test]

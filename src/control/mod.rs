@@ -123,8 +123,18 @@ pub struct Lane {
     pub stalled: bool,
     /// It makes room for another.
     pub retiring: bool,
-    /// Why the lane went whose place it took.
-    pub replaces: Option<String>,
+    /// How the lane went that had its place before, unless all did by plan.
+    pub last_loss: Option<Loss>,
+}
+
+/// How a lane went other than by plan.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Loss {
+    /// Unix seconds.
+    pub at: u64,
+    pub reason: String,
+    /// The SSM session that was lost.
+    pub session_id: Option<String>,
 }
 
 /// The lasting connection that the lanes carry.
@@ -273,7 +283,7 @@ pub(crate) mod tests {
                 bytes_rx: 2000,
                 stalled: false,
                 retiring: false,
-                replaces: None,
+                last_loss: None,
             }],
             lanes_wanted: 1,
             trunk: Trunk::default(),

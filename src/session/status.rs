@@ -14,7 +14,7 @@ use crate::control::{self, Flow, Killed, Lane, SCHEMA, State, Status};
 use crate::engine::{self, Ask};
 use crate::flows;
 use crate::netstack::DropReason;
-use crate::tunnel::health::{Health, HealthView};
+use crate::tunnel::health::{Health, HealthView, Loss};
 use crate::tunnel::history::Turn;
 
 /// Puts together what the data thread counts, what the tunnel knows, and what was asked for.
@@ -171,7 +171,7 @@ fn lanes(report: &Report, health: &Health) -> Vec<Lane> {
                 bytes_rx: stats.received,
                 stalled: stats.stalled,
                 retiring: stats.retiring,
-                replaces: facts.and_then(|facts| facts.replaces.clone()),
+                last_loss: facts.and_then(|facts| facts.last_loss.as_ref()).map(loss),
             }
         })
         .collect()
@@ -187,6 +187,10 @@ fn trunk(report: &Report, health: &Health) -> control::Trunk {
         credit: trunk.credit,
         lost: health.trunks_lost,
     }
+}
+
+fn loss(loss: &Loss) -> control::Loss {
+    control::Loss { at: unix_at(loss.at), reason: loss.reason.clone(), session_id: loss.session_id.clone() }
 }
 
 fn turn(turn: &Turn) -> control::Turn {

@@ -65,8 +65,8 @@ pub struct LaneFacts {
     pub session_id: Option<String>,
     pub handle: Option<LaneHandle>,
     pub since: Instant,
-    /// Why the lane went whose place it took.
-    pub replaces: Option<String>,
+    /// How the lane went that had its place before, or the one before that if that one went by plan.
+    pub last_loss: Option<Loss>,
 }
 
 /// A turn in the tunnel's life that its user should hear of.
@@ -172,16 +172,28 @@ impl HealthView {
         health.agent_version = Some(agent_version);
     }
 
-    pub(super) fn lane_gone(&self, lane: LaneId, reason: &str, by_plan: bool, now: Instant) {
+    /// What is to be told of the lane's place from now on: how it went, or by plan what was told of it.
+    pub(super) fn lane_gone(&self, lane: LaneId, reason: &str, by_plan: bool, now: Instant) -> Option<Loss> {
         let mut health = self.lock();
-        let Some(at) = health.lanes.iter().position(|facts| facts.lane == lane) else { return };
+        let at = health.lanes.iter().position(|facts| facts.lane == lane)?;
         let facts = health.lanes.remove(at);
         debug!("lane {:016x} is gone: {reason}; {} are left", lane.0, health.lanes.len());
-        if !by_plan {
-            health.last_loss =
-                Some(Loss { session_id: facts.session_id, reason: reason.to_owned(), at: now });
-            let state = health.state;
-            health.history.note(now, state, format!("lost a lane: {reason}"));
+        if by_plan {
+            return facts.last_loss;
+        }
+        let loss = Loss { session_id: facts.session_id, reason: reason.to_owned(), at: now };
+        health.last_loss = Some(loss.clone());
+        let state = health.state;
+        health.history.note(now, state, format!("lost a lane: {reason}"));
+        Some(loss)
+    }
+
+    /// The newest lane took the place that this was told of, if it was made for that.
+    pub(super) fn bequeath(&self, loss: Loss, now: Instant) {
+        let mut health = self.lock();
+        let heir = health.lanes.last_mut().filter(|facts| now.saturating_duration_since(facts.since) < HEIR);
+        if let Some(facts) = heir {
+            facts.last_loss.get_or_insert(loss);
         }
     }
 
@@ -270,6 +282,8 @@ impl Health {
     }
 }
 
+/// A lane that is older was not made for one that goes now: a retired one drains for less.
+const HEIR: Duration = Duration::from_secs(15);
 /// Between two faults that are told.
 const FAULT_PAUSE: Duration = Duration::from_secs(10);
 const MAX_HAPPENINGS: usize = 64;

@@ -155,6 +155,13 @@ impl Keeper {
         };
     }
 
+    /// It is known now that the lane should go by then.
+    pub(super) fn replace_before(&mut self, lane: LaneId, at: Instant) {
+        if let Some(slot) = self.lanes.iter_mut().find(|slot| slot.lane == lane) {
+            slot.replace_at = slot.replace_at.map(|before| before.min(at));
+        }
+    }
+
     pub(super) fn has_doubts(&self) -> bool {
         self.lanes.iter().any(|slot| slot.condition == Condition::Doubtful)
     }
@@ -469,6 +476,20 @@ mod tests {
         assert_eq!(world.carrying, [2, 3, 4]);
         world.after(DRAINING).act();
         assert_eq!(world.carrying, [3, 4], "one that does not drain goes all the same");
+    }
+
+    #[test]
+    fn what_was_learned_of_one_lane_holds_for_those_that_live() {
+        let mut world = World::with(LaneCount::Exactly(2));
+        world.span = Some(3000 * SECOND);
+        world.settle();
+        world.keeper.set_busy(true, world.now);
+        let due = world.now + 60 * SECOND;
+        world.keeper.replace_before(LaneId(1), due);
+        world.keeper.replace_before(LaneId(1), due + 600 * SECOND);
+        assert_eq!(world.keeper.poll_timeout(world.now), Some(due));
+        world.after(60 * SECOND).settle();
+        assert_eq!(world.retired, [1], "made before it breaks");
     }
 
     #[test]

@@ -12,14 +12,14 @@ use tracing::{debug, info};
 
 pub use super::dial::LaneError;
 use super::dial::{Dial, Dialled, Entry, Roster};
-use super::health::{Happening, HealthView, LaneFacts};
+use super::health::{Happening, HealthView, LaneFacts, Loss};
 pub use super::keeper::End;
 use super::keeper::{Action, Keeper, Why};
 use super::lessons::{Lesson, Lessons};
 use super::life::Life;
 use super::path::{Path, Session};
 use super::restarts::Restarts;
-use crate::config::LanePlan;
+use crate::config::{Keepalive, LanePlan};
 use crate::engine;
 use crate::ssm::channel::MIN_PAYLOAD;
 use crate::ssm::socket::{LaneError as SsmError, LaneHandle};
@@ -62,8 +62,8 @@ pub struct Lanes {
     asleep: bool,
     restarts: Restarts,
     greeted: bool,
-    /// Why the last lane went whose place was not filled yet, for the one that fills it.
-    vacancies: Vec<String>,
+    /// How lanes went whose places are not filled yet, for those that fill them.
+    vacancies: Vec<Loss>,
 }
 
 /// An attached lane.
@@ -226,7 +226,11 @@ impl Lanes {
                 let dial = Dial {
                     path: config.path.clone(),
                     timeout: config.timeout,
-                    ping_interval: config.ping_interval,
+                    // An answer to the agent's pings is a client's word too.
+                    ping_interval: match config.plan.keepalive {
+                        Keepalive::Auto | Keepalive::Always => config.ping_interval,
+                        Keepalive::Never => Duration::MAX,
+                    },
                     compress: config.compress,
                     pinned: config.pinned,
                     ticket: self.ticket.clone(),
@@ -300,22 +304,25 @@ impl Lanes {
     async fn attach(&mut self, dialled: Dialled, keeping: &mut Keeping<'_>) {
         let Dialled { attach, welcomed, session, entry, began } = dialled;
         let (lane, now) = (attach.lane, engine::now());
-        let age = now.saturating_duration_since(began);
-        let timed = session.is_some().then(|| self.life.span(random()).saturating_sub(age));
-        keeping.keeper.dialled(lane, usize::from(welcomed.max_lanes), timed, now);
-        self.restarts.attached(now);
         if welcomed.resumed
             && let Some(max) = self.life.confirm()
         {
             self.take_in(Lesson::MaxSession(max));
+            for other in &self.held {
+                keeping.keeper.replace_before(other.lane, other.began + self.life.span(random()));
+            }
         }
+        let age = now.saturating_duration_since(began);
+        let timed = session.is_some().then(|| self.life.span(random()).saturating_sub(age));
+        keeping.keeper.dialled(lane, usize::from(welcomed.max_lanes), timed, now);
+        self.restarts.attached(now);
         let facts = LaneFacts {
             lane,
             kind: self.config.path.kind_name(),
             session_id: session.as_ref().map(|session| session.id.clone()),
             handle: session.as_ref().map(|session| session.handle.clone()),
             since: now,
-            replaces: self.vacancies.pop(),
+            last_loss: self.vacancies.pop(),
         };
         let watcher = session.as_ref().map(|session| {
             let watching = watch(lane, session.handle.clone(), keeping.hiccups.0.clone());
@@ -367,10 +374,10 @@ impl Lanes {
         let by_plan = reason == Why::Retired.text();
         let now = engine::now();
         keeping.keeper.lost(lane, random(), now);
-        self.config.health.lane_gone(lane, reason, by_plan, now);
+        if let Some(loss) = self.config.health.lane_gone(lane, reason, by_plan, now) {
+            self.leave(loss, keeping.keeper.target(now), now);
+        }
         if !by_plan {
-            self.vacancies.push(reason.to_owned());
-            self.vacancies.truncate(MOST_VACANCIES);
             self.learn(&held, keeping.keeper.is_busy());
         }
         if self.held.iter().all(|held| held.cut) {
@@ -381,6 +388,16 @@ impl Lanes {
             }
         } else if !by_plan {
             self.config.health.tell_fault(reason, now);
+        }
+    }
+
+    /// A place is told of by the lane that takes it, which is there already where one was made before the other went.
+    fn leave(&mut self, loss: Loss, target: usize, now: Instant) {
+        if self.held.len() < target {
+            self.vacancies.push(loss);
+        } else {
+            self.config.health.bequeath(loss, now);
+            self.vacancies.clear();
         }
     }
 
@@ -541,4 +558,3 @@ const LOOK: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(2);
 /// A dial that is younger may succeed in spite of a change of the network.
 const YOUNG: Duration = Duration::from_secs(1);
-const MOST_VACANCIES: usize = 32;
