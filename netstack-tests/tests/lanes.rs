@@ -1,20 +1,26 @@
 //! Several SSM sessions for one tunnel: as many as are wanted, replaced when they fail or before, none when idle.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests: a step that fails ends the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests: they end the test or tell of it"
+)]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use netstack_tests::require_netns;
 use netstack_tests::servers::{self, noise};
-use netstack_tests::ssm::{self, ApiFailure, Operation, Simulator};
-use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, UP, Vpc};
+use netstack_tests::ssm::{self, ApiFailure, Count, Operation, Simulator};
+use netstack_tests::vpc::{DEADLINE, INSTANCE, LINK, Process, TARGET, UP, Vpc};
 use rustix::process::Signal;
+use sha2::{Digest as _, Sha256};
 
 struct World {
     client: Process,
@@ -173,9 +179,15 @@ fn a_lane_that_ends_under_a_transfer_is_replaced_and_costs_no_stall() {
     assert!(took.pause < Duration::from_millis(1500), "it stood still for {:?}", took.pause);
     let status = world.await_lanes(4);
     assert!(!world.sessions().contains(&lost));
-    let replaces = |lane: &serde_json::Value| lane["replaces"].as_str().map(str::to_owned);
-    let told: Vec<String> = status["lanes"].as_array().unwrap().iter().filter_map(replaces).collect();
-    assert!(told.len() == 1 && told[0].contains("ended by the test"), "{status}");
+    let losses = status["lanes"].as_array().unwrap().iter().map(|lane| &lane["last_loss"]);
+    let told: Vec<_> = losses.filter(|loss| !loss.is_null()).collect();
+    assert!(told.len() == 1 && told[0]["session_id"] == lost.as_str(), "{status}");
+    assert!(told[0]["reason"].as_str().unwrap().contains("ended by the test"), "{status}");
+    let trunk = &status["trunk"];
+    assert!(trunk["resent"].is_u64() && trunk["duplicates"].is_u64() && trunk["credit"].is_u64(), "{status}");
+    let shown = world.vpc.client(&[], &["status"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("is in place of one lost") && shown.contains("trunk resumed 0 times"), "{shown}");
     world.client.wait_for("replacing a lane", DEADLINE).unwrap();
     assert_eq!(status["state"], "up");
     world.finish();
@@ -198,6 +210,10 @@ fn a_lane_that_leads_nowhere_is_replaced_within_seconds() {
         });
         eprintln!("replaced after {:?}", cut.elapsed());
         assert!(cut.elapsed() < Duration::from_secs(5), "{:?}", cut.elapsed());
+        // Its replacement was there before it went.
+        let status = world.vpc.status().unwrap();
+        let lost = |lane: &&serde_json::Value| lane["last_loss"]["session_id"] == mute.as_str();
+        assert_eq!(status["lanes"].as_array().unwrap().iter().filter(lost).count(), 1, "{status}");
     });
     eprintln!("pause {:?}, in all {:?}", took.pause, began.elapsed());
     assert!(took.pause < Duration::from_millis(1500), "it stood still for {:?}", took.pause);
@@ -289,11 +305,246 @@ fn throttled_calls_come_slower_and_all_lanes_come_in_the_end() {
     let mut config = ssm::Config::fast();
     config.knobs.starts_per_second = Some(1);
     let world = World::new(config, &["--lanes", "4"]);
-    world.echoes();
+    let mut open = world.connect(world.serve(servers::echo));
+    let mut calls = 0;
+    for round in ["for 4 lanes", "after all were lost"] {
+        round_trip(&mut open);
+        until("four sessions", || world.sessions().len() == 4);
+        world.await_lanes(4);
+        let all = world.simulator.calls(Operation::StartSession);
+        eprintln!("{} calls at one a second {round}", all - calls);
+        assert!(all - calls <= 24, "{} calls {round}", all - calls);
+        calls = all;
+        if round == "for 4 lanes" {
+            world.sessions().iter().for_each(|id| _ = world.simulator.end_session(id, "ended by the test"));
+        }
+    }
+    world.finish();
+}
+
+/// An upload that goes on until it is told to stop.
+struct Upload {
+    over: Arc<AtomicBool>,
+    writer: thread::JoinHandle<(TcpStream, u64)>,
+}
+
+impl Upload {
+    fn start(mut stream: TcpStream) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&over);
+        let writer = thread::spawn(move || {
+            let (piece, mut sent) = (noise(64 << 10, 3), 0);
+            while !told.load(Ordering::Relaxed) {
+                stream.write_all(&piece).unwrap();
+                sent += piece.len() as u64;
+            }
+            (stream, sent)
+        });
+        Self { over, writer }
+    }
+
+    /// Everything has arrived.
+    fn finish(self) {
+        self.over.store(true, Ordering::Relaxed);
+        let (mut stream, sent) = self.writer.join().unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut arrived = [0; 8];
+        stream.read_exact(&mut arrived).unwrap();
+        assert_eq!(u64::from_be_bytes(arrived), sent);
+    }
+}
+
+/// Takes all there is and tells how much it was.
+fn sink(mut stream: TcpStream) {
+    let (mut buffer, mut taken) = (vec![0; 64 << 10], 0u64);
+    while let Ok(read) = stream.read(&mut buffer)
+        && read > 0
+    {
+        taken += read as u64;
+    }
+    let _ = stream.write_all(&taken.to_be_bytes());
+}
+
+#[test]
+fn messages_to_the_instance_grow_fall_where_they_do_not_pass_and_both_is_remembered() {
+    require_netns!();
+    let mut config = ssm::Config::fast();
+    config.knobs.bandwidth = Some(4_000_000);
+    let arguments = ["--lanes", "1", "--compress", "off"];
+    let mut world = World::new(config, &arguments);
+    let memory = world.vpc.dir.path().join(".local/state/ssm-proxy/lanes");
+    let remembers = |what: &str| fs::read_to_string(&memory).is_ok_and(|text| text.contains(what));
+    let longest = |world: &World| world.simulator.active_sessions()[0].longest_up;
+    let target = world.serve(sink);
+    let anew = |world: &mut World| {
+        world.client.end(Signal::INT).unwrap();
+        let arguments = [&["--instance", INSTANCE][..], &arguments].concat();
+        world.client = world.vpc.up(&world.simulator.env(), &arguments).unwrap();
+    };
+    let upload = Upload::start(world.connect(target));
+    until("larger messages", || longest(&world) > 24 << 10 && remembers("payload=32768"));
+    upload.finish();
+
+    anew(&mut world);
+    let upload = Upload::start(world.connect(target));
+    until("an upload", || longest(&world) > 7 << 10);
+    upload.finish();
+    assert!(longest(&world) > 24 << 10, "it began with {}", longest(&world));
+
+    // As in another network: whatever is longer costs the connection, without a word.
+    world.simulator.knobs(|knobs| (knobs.max_message, knobs.max_message_silent) = (2048, true));
+    let resumed = world.simulator.calls(Operation::ResumeSession);
+    let upload = Upload::start(world.connect(target));
+    world.client.wait_for("no messages above 1 KiB", DEADLINE).unwrap();
+    upload.finish();
+    until("the lesson", || remembers("limit=1024"));
+    let resumed = world.simulator.calls(Operation::ResumeSession) - resumed;
+    assert!(resumed <= 8, "it asked for {resumed} websockets");
+
+    anew(&mut world);
+    let refused = world.simulator.count(Count::TooBig);
+    let upload = Upload::start(world.connect(target));
+    until("an upload", || world.simulator.session_count(&world.sessions()[0], Count::UpStream) > 200);
+    upload.finish();
+    assert_eq!((world.simulator.count(Count::TooBig), longest(&world)), (refused, 1024));
+    world.finish();
+}
+
+#[test]
+fn the_accounts_maximum_duration_is_learned_for_all_lanes() {
+    require_netns!();
+    let mut config = ssm::Config::fast();
+    config.knobs.max_duration = Some(Duration::from_secs(60));
+    let world = World::new(config, &["--lanes", "2"]);
+    let mut open = world.connect(world.serve(servers::echo));
+    round_trip(&mut open);
+    world.await_lanes(2);
+    let ended = |at: usize| world.simulator.sessions().get(at).and_then(|session| session.ended.clone());
+    // One lane begins later than the other.
+    until("some age", || world.simulator.sessions()[0].age > Duration::from_secs(20));
+    world.simulator.end_session(&world.sessions()[1], "ended by the test");
+    until("a third session", || world.simulator.sessions().len() == 3);
+    until("its end by age", || ended(0).is_some());
+    assert_eq!(ended(0).unwrap(), "maximum duration");
+    until("the end of the third by plan", || ended(2).is_some());
+    assert_eq!(ended(2).unwrap(), "TerminateSession");
+    round_trip(&mut open);
+    let remembered = fs::read_to_string(world.vpc.dir.path().join(".local/state/ssm-proxy/lanes")).unwrap();
+    assert!(remembered.contains("max_session=60"), "{remembered}");
+    world.finish();
+}
+
+/// Client messages on a session of which nobody makes use, up to the first ping of its websocket.
+fn idle_messages(keepalive: &str, with_connection: bool) -> u64 {
+    let arguments = ["--keepalive", keepalive, "--ping-interval", "1s", "--lanes", "1"];
+    let world = World::new(ssm::Config::fast(), &arguments);
+    let mut open = with_connection.then(|| world.connect(world.serve(servers::echo)));
+    open.iter_mut().for_each(round_trip);
+    let session = world.sessions().remove(0);
+    let messages = || world.simulator.session_count(&session, Count::UpStream);
+    let before = messages();
+    until("a ping of the websocket", || world.simulator.count(Count::Pings) > 0);
+    let sent = messages() - before;
+    eprintln!("--keepalive {keepalive}, a connection is open: {with_connection}: {sent} messages");
+    open.iter_mut().for_each(round_trip);
+    assert_eq!(world.sessions(), [session], "the same session");
+    world.finish();
+    sent
+}
+
+#[test]
+fn an_idle_session_is_kept_by_the_pings_that_were_asked_for() {
+    require_netns!();
+    let cases =
+        [("auto", false, false), ("auto", true, true), ("always", false, true), ("never", true, false)];
+    let idle = cases.map(|(keepalive, with, pings)| {
+        (keepalive, pings, thread::spawn(move || idle_messages(keepalive, with)))
+    });
+    for (keepalive, pings, sent) in idle {
+        let sent = sent.join().unwrap();
+        // Bytes that came at the start are acknowledged all the same.
+        assert!(if pings { sent >= 8 } else { sent <= 3 }, "{keepalive}: {sent} messages");
+    }
+}
+
+#[test]
+fn a_changed_network_moves_all_lanes_at_once() {
+    require_netns!();
+    let world = World::new(ssm::Config::fast(), &["--lanes", "4"]);
+    let mut open = world.connect(world.serve(servers::echo));
+    round_trip(&mut open);
     world.await_lanes(4);
-    let calls = world.simulator.calls(Operation::StartSession);
-    eprintln!("{calls} calls for 4 lanes at one a second");
-    assert!(calls <= 16, "{calls} calls");
+    let sessions = world.sessions();
+    let count = || {
+        let calls = |operation| world.simulator.calls(operation);
+        (calls(Operation::StartSession), calls(Operation::ResumeSession))
+    };
+    let (started, resumed) = count();
+    // Their TCP connections stay, but lead nowhere.
+    sessions.iter().for_each(|id| assert!(world.simulator.black_hole_client(id)));
+    let began = now();
+    world.vpc.laptop.ip(&format!("route add default via {LINK}")).unwrap();
+    round_trip(&mut open);
+    let took = began.elapsed();
+    until("all four", || world.simulator.count(Count::ClientConnects) >= 8);
+    eprintln!("an answer after {took:?}, all lanes after {:?}", began.elapsed());
+    // A websocket that nobody asks is silent for 45 s before it is given up.
+    assert!(took < Duration::from_secs(3) && began.elapsed() < Duration::from_secs(4), "{took:?}");
+    let status = world.await_lanes(4);
+    assert_eq!(status["state"], "up");
+    let now = count();
+    // A lane that looked lost for a moment may have been replaced as well.
+    assert!(now.0 - started <= 4 && now.1 - resumed <= 8, "{now:?} after {started} and {resumed}");
+    world.finish();
+}
+
+#[test]
+fn a_transfer_both_ways_is_whole_over_lanes_that_are_cut_every_two_seconds() {
+    require_netns!();
+    let megabytes: u64 = std::env::var("MEGABYTES").map_or(100, |text| text.parse().expect("MEGABYTES"));
+    let mut config = ssm::Config::fast();
+    config.knobs.repeat_after_agent_cut = 1.0;
+    let world = World::new(config, &["--lanes", "4", "--compress", "off"]);
+    world.await_lanes(4);
+    let stream = world.connect(world.serve(servers::echo));
+    let (mut writer, mut reader) = (stream.try_clone().unwrap(), stream);
+    let (began, mut cuts) = (now(), 0u32);
+    let sent = thread::spawn(move || {
+        let mut hash = Sha256::new();
+        for seed in 0..megabytes {
+            let piece = noise(1_000_000, seed);
+            hash.update(&piece);
+            writer.write_all(&piece).unwrap();
+        }
+        writer.shutdown(Shutdown::Write).unwrap();
+        hash.finalize()
+    });
+    let received = thread::spawn(move || {
+        let (mut hash, mut buffer, mut count) = (Sha256::new(), vec![0; 256 << 10], 0);
+        loop {
+            match reader.read(&mut buffer).unwrap() {
+                0 => return (hash.finalize(), count),
+                read => {
+                    hash.update(&buffer[..read]);
+                    count += read as u64;
+                }
+            }
+        }
+    });
+    let ways = [Simulator::cut_client_abruptly, Simulator::cut_agent, Simulator::cut_client];
+    while !received.is_finished() {
+        thread::sleep(Duration::from_millis(100));
+        let sessions = world.sessions();
+        if began.elapsed() >= (cuts + 1) * Duration::from_secs(2) && !sessions.is_empty() {
+            let one = &sessions[cuts as usize % sessions.len()];
+            ways[cuts as usize % ways.len()](&world.simulator, one);
+            cuts += 1;
+        }
+    }
+    let (sent, (received, count)) = (sent.join().unwrap(), received.join().unwrap());
+    eprintln!("{} MB each way in {:?} with {cuts} cuts", count / 1_000_000, began.elapsed());
+    assert_eq!((count, cuts > 0), (megabytes * 1_000_000, true));
+    assert_eq!(sent, received);
     world.finish();
 }
 

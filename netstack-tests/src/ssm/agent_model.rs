@@ -174,7 +174,10 @@ impl Worker {
         loop {
             self.until_active().await;
             let began = Instant::now();
-            let read = reader.read(&mut buffer).await;
+            let read = tokio::select! {
+                read = reader.read(&mut buffer) => read,
+                () = self.session.target_ends.notified() => Ok(0),
+            };
             pace.waited_since(began);
             match read {
                 Ok(0) => {

@@ -30,8 +30,10 @@ pub struct Knobs {
     pub repeat_after_agent_cut: f64,
     /// How long a token of StartSession or ResumeSession may be used.
     pub token_life: Duration,
-    /// A longer message of the client closes its websocket with 1009.
+    /// A longer message of the client closes its websocket, with 1009 unless `max_message_silent`.
     pub max_message: usize,
+    /// As boxes on the way do that know no more of a message than that they do not like it.
+    pub max_message_silent: bool,
     /// Without a stream message of the client or a ResumeSession for so long, the session ends.
     pub idle_timeout: Option<Duration>,
     pub max_duration: Option<Duration>,
@@ -177,6 +179,7 @@ impl Default for Knobs {
             repeat_after_agent_cut: 0.5,
             token_life: Duration::from_secs(60),
             max_message: 128 * 1024,
+            max_message_silent: false,
             idle_timeout: Some(Duration::from_secs(20 * 60)),
             max_duration: None,
             absent_peer_buffer: 0,

@@ -200,9 +200,12 @@ async fn read(
         };
         let violation = match item {
             Some(Ok(Message::Binary(bytes))) => {
-                let most = session.shared.knobs().max_message;
-                if bytes.len() > most {
+                let knobs = session.shared.knobs();
+                if bytes.len() > knobs.max_message {
                     session.count(Count::TooBig);
+                    if knobs.max_message_silent {
+                        return conn.kill();
+                    }
                     conn.close_with(1009, "message too big", super::parcel::Transit::default());
                     continue;
                 }

@@ -66,6 +66,8 @@ pub struct SessionInfo {
     pub client_connected: bool,
     pub agent_connected: bool,
     pub age: Duration,
+    /// Bytes of the client's longest stream message.
+    pub longest_up: usize,
 }
 
 /// What is counted, for each session and in all.
@@ -273,6 +275,14 @@ impl Simulator {
     /// Nothing passes the SSM agent's websocket any more, until it notices.
     pub fn black_hole_agent(&self, session: &str) -> bool {
         self.on(session, Session::black_hole_agent)
+    }
+
+    /// Whatever the SSM agent dialled closes its end, as a target does that ends.
+    pub fn end_target(&self, session: &str) -> bool {
+        self.on(session, |session| {
+            session.target_ends.notify_one();
+            true
+        })
     }
 
     /// The gateway loses the next `count` messages of this sort.

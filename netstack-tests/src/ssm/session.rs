@@ -31,6 +31,8 @@ pub(crate) struct Session {
     /// Turns true when the session has ended.
     pub(crate) over: watch::Sender<bool>,
     started: Instant,
+    /// Told by a test: the target closes its end.
+    pub(crate) target_ends: Notify,
     /// A timer of [`keep`](Self::keep) may have changed.
     changed: Notify,
     state: Mutex<State>,
@@ -61,6 +63,7 @@ struct State {
     held_up: VecDeque<Parcel>,
     held_down: VecDeque<Parcel>,
     last_input: Instant,
+    longest_up: usize,
     audit: Audit,
     up: Mangler,
     down: Mangler,
@@ -106,6 +109,7 @@ impl Session {
             held_up: VecDeque::new(),
             held_down: VecDeque::new(),
             last_input: now,
+            longest_up: 0,
             audit: Audit::default(),
             up: Mangler::default(),
             down: Mangler::default(),
@@ -119,6 +123,7 @@ impl Session {
             tally: Tally::default(),
             over: watch::Sender::new(false),
             started: now,
+            target_ends: Notify::new(),
             changed: Notify::new(),
             state: Mutex::new(state),
         });
@@ -210,10 +215,12 @@ impl Session {
             let parcel = match state.audit.check(&bytes, SystemTime::now())? {
                 Accepted::Stream { message, resent } => {
                     self.count(if resent { Count::UpRepeats } else { Count::UpStream });
-                    Parcel {
-                        tag: Tag::Stream { sequence: message.sequence, id: Some(message.id) },
-                        bytes: bytes.clone(),
-                    }
+                    let (tag, length) = (
+                        Tag::Stream { sequence: message.sequence, id: Some(message.id) },
+                        message.payload.len(),
+                    );
+                    state.longest_up = state.longest_up.max(length);
+                    Parcel { tag, bytes: bytes.clone() }
                 }
                 Accepted::Acknowledgement => {
                     self.count(Count::UpAcks);
@@ -392,6 +399,7 @@ impl Session {
             client_connected: state.client.is_some(),
             agent_connected: state.agent.is_some(),
             age: self.started.elapsed(),
+            longest_up: state.longest_up,
         }
     }
 
