@@ -16,8 +16,8 @@
 //! | 11 | credentials expired at resume | `ssm_channel`: `expired_credentials_at_resume_are_told_with_the_login_command`; `sessions`: `a_login_that_has_expired_is_told_and_a_new_one_is_used` |
 //! | 12 | dial refused | `ssm_channel`: `a_refused_dial_is_explained_when_the_gateway_explains_it`; `e2e`: `every_wrong_start_says_why_and_changes_nothing` |
 //! | 13 | no greeting from the agent's port | `ssm_channel`: `no_record_is_taken_before_the_banner`; `sessions`: `whoever_else_answers_at_the_agents_port_is_named` |
-//! | 14 | data before the handshake is complete | `ssm_channel`: `the_default_agent_loses_nothing_that_waits_for_the_banner` |
-//! | 15 | the target's end in a transfer | `ssm_channel`: `the_targets_end_comes_after_its_last_byte`; `e2e`: `an_agent_that_restarts_costs_its_connections_and_nothing_more` |
+//! | 14 | data before the handshake is complete | `ssm_channel`: `the_default_agent_loses_nothing_that_waits_for_the_banner`; here: `nothing_is_sent_before_a_handshake_is_complete` |
+//! | 15 | the target's end in a transfer | `ssm_channel`: `the_targets_end_comes_after_its_last_byte`; here: `an_ssm_agent_whose_target_ends_costs_a_lane_and_no_byte`, `a_target_that_ends_within_an_upload_gets_all_of_it`; `e2e`: `an_agent_that_restarts_costs_its_connections_and_nothing_more` |
 //! | 16 | idleness, with and without keep-alive | `ssm_channel`: `maximum_duration_and_idleness_end_the_lane_with_their_words`; here: `connections_outlive_the_services_idle_timeout` |
 //! | 17 | maximum duration | `lanes`: `planned_replacement_is_not_felt`; here: `sessions_that_end_by_age_under_load_lose_nothing` |
 //! | 18 | the session closed with an error text | `ssm_channel`: `the_gateways_last_words_are_passed_on_verbatim`; `lanes`: `a_lane_that_ends_under_a_transfer_is_replaced_and_costs_no_stall` |
@@ -41,13 +41,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use netstack_tests::require_netns;
 use netstack_tests::servers::{self, noise};
-use netstack_tests::ssm::{self, Count, Direction, Mix, ResumeAnswer, Simulator, What};
+use netstack_tests::ssm::{self, Count, Direction, Mix, Operation, ResumeAnswer, Simulator, What};
 use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, Vpc};
 use rustix::process::Signal;
 
@@ -103,13 +104,29 @@ impl World {
     }
 }
 
+/// Bytes under way while something is disturbed.
+struct Traffic<'a> {
+    world: &'a World,
+    /// Pieces that came back.
+    pieces: &'a AtomicU64,
+}
+
+impl Traffic<'_> {
+    /// Waits until so many more have come back.
+    #[track_caller]
+    fn goes_on(&self, pieces: u64) {
+        let enough = self.pieces.load(Ordering::Relaxed) + pieces;
+        until("more traffic", || self.pieces.load(Ordering::Relaxed) >= enough);
+    }
+}
+
 /// One connection sends and gets back [`noise`] while `disturb` runs, and everything comes back as it was
 /// sent, with no pause between two reads longer than `most`.
 #[track_caller]
-fn undisturbed(world: &World, most: Duration, disturb: impl FnOnce(&World)) {
+fn undisturbed(world: &World, most: Duration, disturb: impl FnOnce(&Traffic<'_>)) {
     let stream = world.connect();
     let mut writer = stream.try_clone().unwrap();
-    let over = AtomicBool::new(false);
+    let (over, pieces) = (AtomicBool::new(false), AtomicU64::new(0));
     let (sent, (received, pause)) = thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut sent = 0;
@@ -120,9 +137,13 @@ fn undisturbed(world: &World, most: Duration, disturb: impl FnOnce(&World)) {
             writer.shutdown(Shutdown::Write).unwrap();
             sent
         });
-        let reader = scope.spawn(|| compare(stream));
-        thread::sleep(Duration::from_millis(200));
-        disturb(world);
+        let reader = scope.spawn(|| compare(stream, &pieces));
+        // Set also when what follows panics, or the others would never end.
+        let _ends = SetWhenDropped(&over);
+        let traffic = Traffic { world, pieces: &pieces };
+        traffic.goes_on(2);
+        disturb(&traffic);
+        traffic.goes_on(2);
         over.store(true, Ordering::Relaxed);
         (writer.join().unwrap(), reader.join().unwrap())
     });
@@ -131,8 +152,25 @@ fn undisturbed(world: &World, most: Duration, disturb: impl FnOnce(&World)) {
     assert!(pause <= most, "it stood still for {pause:?}");
 }
 
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[track_caller]
+fn until(what: &str, so: impl Fn() -> bool) {
+    let deadline = now() + DEADLINE;
+    while !so() {
+        assert!(now() < deadline, "{what} did not come about");
+        thread::sleep(ms(5));
+    }
+}
+
 /// Reads pieces of [`noise`] to the end; how many they were and the longest time without a byte.
-fn compare(mut stream: TcpStream) -> (u64, Duration) {
+fn compare(mut stream: TcpStream, pieces: &AtomicU64) -> (u64, Duration) {
     let (mut count, mut last, mut pause) = (0, now(), Duration::ZERO);
     loop {
         let expected = noise(PIECE, count);
@@ -149,6 +187,7 @@ fn compare(mut stream: TcpStream) -> (u64, Duration) {
         }
         assert!(piece == expected, "other bytes in piece {count}");
         count += 1;
+        pieces.store(count, Ordering::Relaxed);
     }
 }
 
@@ -180,7 +219,7 @@ fn every_message_twice_changes_no_byte() {
     require_netns!();
     let mix = Mix { duplicate: 1.0, ..Mix::default() };
     let world = World::fast(|knobs| (knobs.up, knobs.down) = (mix, mix));
-    undisturbed(&world, NOT_LONG, |_| thread::sleep(ms(700)));
+    undisturbed(&world, NOT_LONG, |traffic| traffic.goes_on(30));
     world.assert_happened(Count::Duplicated, 100);
     world.finish();
 }
@@ -190,7 +229,7 @@ fn shuffled_messages_change_no_byte() {
     require_netns!();
     let mix = Mix { reorder: 0.2, reorder_distance: 16, ..Mix::default() };
     let world = World::fast(|knobs| (knobs.up, knobs.down) = (mix, mix));
-    undisturbed(&world, NOT_LONG, |_| thread::sleep(ms(700)));
+    undisturbed(&world, NOT_LONG, |traffic| traffic.goes_on(30));
     world.assert_happened(Count::Reordered, 10);
     world.finish();
 }
@@ -200,10 +239,12 @@ fn losses_in_a_row_cost_seconds_at_most() {
     require_netns!();
     let world = World::new(ssm::Config::fast(), &["--lanes", "2"]);
     for count in [1, 10, 100] {
-        undisturbed(&world, NOT_LONG, |world| {
-            let one = world.simulator.active_sessions().remove(0).id;
+        let lost = world.simulator.count(Count::LostByFault);
+        undisturbed(&world, NOT_LONG, |traffic| {
+            let one = traffic.world.simulator.active_sessions().remove(0).id;
             assert!(world.simulator.drop_next(&one, Direction::Down, What::Stream, count));
-            thread::sleep(ms(300));
+            until("a loss", || world.simulator.count(Count::LostByFault) > lost);
+            traffic.goes_on(5);
         });
     }
     world.assert_happened(Count::LostByFault, 12);
@@ -214,13 +255,13 @@ fn losses_in_a_row_cost_seconds_at_most() {
 fn lost_acknowledgements_are_not_felt() {
     require_netns!();
     let world = World::fast(|_| ());
-    undisturbed(&world, NOT_LONG, |world| {
+    undisturbed(&world, NOT_LONG, |traffic| {
         for _ in 0..5 {
             world.each(|simulator, id| {
                 simulator.drop_next(id, Direction::Up, What::Acknowledgement, 20);
                 simulator.drop_next(id, Direction::Down, What::Acknowledgement, 20);
             });
-            thread::sleep(ms(200));
+            traffic.goes_on(5);
         }
     });
     world.assert_happened(Count::LostByFault, 20);
@@ -232,10 +273,10 @@ fn one_is_away(away: Duration) {
     let mut config = ssm::Config::fast();
     config.knobs.agent.reconnect = (away, away);
     let world = World::new(config, &["--lanes", "2"]);
-    undisturbed(&world, NOT_LONG, |world| {
+    undisturbed(&world, NOT_LONG, |traffic| {
         let one = world.simulator.active_sessions().remove(0).id;
         assert!(world.simulator.cut_agent(&one));
-        thread::sleep(ms(600));
+        traffic.goes_on(10);
     });
     world.finish();
 }
@@ -257,10 +298,10 @@ fn an_ssm_agent_that_is_away_for_five_seconds_is_not_felt() {
 fn both_websockets_cut_at_once_lose_nothing() {
     require_netns!();
     let world = World::fast(|knobs| knobs.repeat_after_agent_cut = 1.0);
-    undisturbed(&world, NOT_LONG, |world| {
+    undisturbed(&world, NOT_LONG, |traffic| {
         for _ in 0..3 {
             world.simulator.cut_all();
-            thread::sleep(ms(500));
+            traffic.goes_on(5);
         }
     });
     world.assert_happened(Count::AgentConnects, 4);
@@ -275,13 +316,13 @@ fn fifty_cuts_of_the_ssm_agent_that_repeat_messages_change_no_byte() {
     config.knobs.agent.reconnect = (ms(5), ms(15));
     let world = World::new(config, &["--lanes", "2"]);
     // Resends that meet the next cut come later and later.
-    undisturbed(&world, 3 * NOT_LONG, |world| {
-        let mut cuts = 0;
-        while cuts < 50 {
-            let active = world.simulator.active_sessions();
-            let one = active.get(cuts % 2).unwrap_or(&active[0]);
-            cuts += usize::from(world.simulator.cut_agent(&one.id));
-            thread::sleep(ms(60));
+    undisturbed(&world, 3 * NOT_LONG, |traffic| {
+        for cuts in 0..50 {
+            until("a websocket to cut", || {
+                let active = world.simulator.active_sessions();
+                active.get(cuts % 2).is_some_and(|one| world.simulator.cut_agent(&one.id))
+            });
+            traffic.goes_on(1);
         }
     });
     world.assert_happened(Count::AgentConnects, 50);
@@ -293,11 +334,78 @@ fn fifty_cuts_of_the_ssm_agent_that_repeat_messages_change_no_byte() {
 fn connections_outlive_a_session_that_may_not_be_resumed() {
     require_netns!();
     let world = World::fast(|knobs| knobs.resume = ResumeAnswer::WithoutToken);
-    undisturbed(&world, NOT_LONG, |world| {
+    undisturbed(&world, NOT_LONG, |traffic| {
         world.each(|simulator, id| assert!(simulator.cut_client(id)));
-        thread::sleep(ms(500));
+        until("another session", || world.simulator.sessions().len() > 1);
+        traffic.goes_on(5);
     });
-    assert!(world.simulator.sessions().len() > 1, "there is another session");
+    world.finish();
+}
+
+#[test]
+fn nothing_is_sent_before_a_handshake_is_complete() {
+    require_netns!();
+    // What comes in that time is acknowledged and thrown away, while the client has much to send.
+    let world = World::fast(|knobs| knobs.agent.complete_delay = ms(600));
+    undisturbed(&world, NOT_LONG, |traffic| {
+        for sessions in 2..=4 {
+            world.each(|simulator, id| assert!(simulator.end_session(id, "ended by the test")));
+            until("another session", || world.simulator.sessions().len() >= sessions);
+            traffic.goes_on(5);
+        }
+    });
+    assert_eq!(world.simulator.count(Count::EarlyLost), 0);
+    world.finish();
+}
+
+#[test]
+fn an_ssm_agent_whose_target_ends_costs_a_lane_and_no_byte() {
+    require_netns!();
+    let world = World::new(ssm::Config::fast(), &["--lanes", "2"]);
+    undisturbed(&world, NOT_LONG, |traffic| {
+        for _ in 0..3 {
+            let one = world.simulator.active_sessions().remove(0).id;
+            assert!(world.simulator.end_target(&one));
+            until("the session's end", || {
+                world.simulator.active_sessions().iter().all(|info| info.id != one)
+            });
+            until("another one", || world.simulator.active_sessions().len() == 2);
+            traffic.goes_on(5);
+        }
+    });
+    let reason = "the target closed or the client ended it";
+    let ended =
+        world.simulator.sessions().iter().filter(|info| info.ended.as_deref() == Some(reason)).count();
+    assert!(ended >= 3, "{:?}", world.simulator.sessions());
+    world.finish();
+}
+
+#[test]
+fn a_target_that_ends_within_an_upload_gets_all_of_it() {
+    require_netns!();
+    let world = World::new(ssm::Config::fast(), &["--lanes", "2"]);
+    let (told, taken) = mpsc::channel();
+    let half = move |stream: TcpStream| {
+        let mut writer = stream.try_clone().unwrap();
+        writer.write_all(&noise(3 * PIECE, 1)).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+        let mut all = Vec::new();
+        { stream }.read_to_end(&mut all).unwrap();
+        let _ = told.send(all);
+    };
+    let target = servers::serve(&world.vpc.vpc, &format!("{TARGET}:0"), half).unwrap();
+    let stream = world.vpc.laptop.enter(|| TcpStream::connect_timeout(&target, DEADLINE)).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    writer.write_all(&noise(20 * PIECE, 2)).unwrap();
+    let mut received = Vec::new();
+    { stream }.read_to_end(&mut received).unwrap();
+    assert!(received == noise(3 * PIECE, 1), "{} bytes came before the end", received.len());
+    // Its end was only of its own half, and a lane less does not change that.
+    assert!(world.simulator.end_session(&world.simulator.active_sessions()[0].id, "ended by the test"));
+    writer.write_all(&noise(20 * PIECE, 3)).unwrap();
+    writer.shutdown(Shutdown::Write).unwrap();
+    let all = taken.recv_timeout(DEADLINE).unwrap();
+    assert!(all == [noise(20 * PIECE, 2), noise(20 * PIECE, 3)].concat(), "{} bytes arrived", all.len());
     world.finish();
 }
 
@@ -305,14 +413,17 @@ fn connections_outlive_a_session_that_may_not_be_resumed() {
 fn connections_outlive_the_services_idle_timeout() {
     require_netns!();
     let world = World::fast(|knobs| knobs.idle_timeout = Some(ms(700)));
+    let ended = || world.simulator.sessions().iter().filter(|info| info.ended.is_some()).count();
     let mut open = world.connect();
     round_trip(&mut open);
-    thread::sleep(ms(1500));
+    let before = ended();
+    until("an end by idleness", || ended() > before);
     let took = round_trip(&mut open);
     assert!(took < NOT_LONG, "{took:?}");
     drop(open);
     // Without a connection nothing keeps the session; the next one opens another.
-    thread::sleep(ms(1500));
+    let before = ended();
+    until("another end by idleness", || ended() > before);
     let took = round_trip(&mut world.connect());
     eprintln!("{} sessions, an answer after {took:?}", world.simulator.sessions().len());
     assert!(took < NOT_LONG, "{took:?}");
@@ -323,8 +434,10 @@ fn connections_outlive_the_services_idle_timeout() {
 fn sessions_that_end_by_age_under_load_lose_nothing() {
     require_netns!();
     let world = World::fast(|knobs| knobs.max_duration = Some(ms(800)));
-    undisturbed(&world, NOT_LONG, |_| thread::sleep(ms(2000)));
-    assert!(world.simulator.sessions().len() > 1, "there is another session");
+    undisturbed(&world, NOT_LONG, |traffic| {
+        until("three sessions", || world.simulator.sessions().len() >= 3);
+        traffic.goes_on(5);
+    });
     world.finish();
 }
 
@@ -332,15 +445,15 @@ fn sessions_that_end_by_age_under_load_lose_nothing() {
 fn garbage_from_the_gateway_changes_no_byte() {
     require_netns!();
     let world = World::fast(|_| ());
-    undisturbed(&world, NOT_LONG, |world| {
+    undisturbed(&world, NOT_LONG, |traffic| {
         let mut huge = vec![0xff; 4];
         huge.extend(noise(200, 5));
         for garbage in [Vec::new(), vec![0; 4], huge, noise(120, 6), noise(5000, 7)] {
             world.each(|simulator, id| _ = simulator.inject_binary(id, garbage.clone()));
-            thread::sleep(ms(150));
+            traffic.goes_on(3);
         }
         world.each(|simulator, id| _ = simulator.inject_text(id, "{}"));
-        thread::sleep(ms(150));
+        traffic.goes_on(3);
     });
     world.assert_happened(Count::ClientConnects, 2);
     world.finish();
@@ -349,21 +462,25 @@ fn garbage_from_the_gateway_changes_no_byte() {
 #[test]
 fn a_laptop_that_slept_goes_on_where_it_was() {
     require_netns!();
-    let world = World::new(ssm::Config::fast(), &["--lanes", "2"]);
+    let world = World::new(ssm::Config::fast(), &["--lanes", "4"]);
     let mut open = world.connect();
     round_trip(&mut open);
+    until("four lanes", || world.simulator.active_sessions().len() == 4);
     world.client.signal(Signal::STOP).unwrap();
-    thread::sleep(ms(300));
     // The service does not wait.
     world.each(|simulator, id| {
         simulator.cut_client_abruptly(id);
         simulator.end_session(id, "Session timed out");
     });
-    thread::sleep(ms(1500));
+    until("the end of all", || world.simulator.sessions().iter().all(|info| !info.agent_connected));
+    let calls = |operation| world.simulator.calls(operation);
+    let before = calls(Operation::StartSession) + calls(Operation::ResumeSession);
     world.client.signal(Signal::CONT).unwrap();
     let took = round_trip(&mut open);
     eprintln!("an answer {took:?} after waking");
     assert!(took < NOT_LONG, "{took:?}");
-    undisturbed(&world, NOT_LONG, |_| ());
+    undisturbed(&world, NOT_LONG, |_| until("four lanes", || world.simulator.active_sessions().len() == 4));
+    let asked = calls(Operation::StartSession) + calls(Operation::ResumeSession) - before;
+    assert!(asked <= 12, "{asked} calls for four lanes");
     world.finish();
 }
