@@ -56,7 +56,7 @@ impl What {
     fn happen(self, world: &World, transfers: &[Transfer], rng: &mut Rng) -> Result<()> {
         match self {
             Self::Nothing => {}
-            Self::Fault(fault) => fault.strike(world.simulator()?, rng),
+            Self::Fault(fault) => _ = fault.strike(world.simulator()?, rng),
             Self::NetworkGone => {
                 // The service is heard on the laptop's loopback.
                 world.vpc.laptop.ip("link set lo down")?;

@@ -1,7 +1,7 @@
 //! A long run of mixed real programs over four lanes, with a random fault every few seconds: no program meets an
 //! error, no byte is wrong, and neither end's memory grows.
 //!
-//! `SOAK_SECONDS` says how long (60 without it), `SOAK_SEED` repeats the faults of an earlier run. Thirty minutes:
+//! `SOAK_SECONDS` says how long (180 without it), `SOAK_SEED` repeats the faults of an earlier run. Thirty minutes:
 //!
 //! ```text
 //! SOAK_SECONDS=1800 cargo test -p netstack-tests --test soak -- --nocapture
@@ -238,27 +238,38 @@ fn anonymous(pid: u64) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// Strikes until `length` has passed. The first round of all faults is the warm-up; gives the heights of memory in it
-/// and after it.
-fn storm(world: &World, length: Duration, rng: &mut Rng, over: &AtomicBool) -> Result<(Memory, Memory)> {
+/// What a storm left behind.
+#[derive(Default)]
+struct Storm {
+    /// How often each fault was one, in the order of [`Fault::ALL`].
+    faults: [u32; Fault::ALL.len()],
+    /// The heights of memory while the first round of all faults passed, and after it.
+    warm: Memory,
+    height: Memory,
+}
+
+/// Strikes until `length` has passed.
+fn storm(world: &World, length: Duration, rng: &mut Rng, over: &AtomicBool) -> Result<Storm> {
     let client = world.vpc.status()?["pid"].as_u64().context("status tells the pid")?;
     let agent = u64::from(world.vpc.agent.as_ref().context("the agent runs")?.id());
     let (began, mut deck, mut struck) = (now(), Vec::new(), 0);
-    let (mut warm, mut height) = (Memory::default(), Memory::default());
+    let mut storm = Storm::default();
     while began.elapsed() < length && !over.load(Ordering::Relaxed) {
         if deck.is_empty() {
             deck = Fault::ALL.to_vec();
         }
         let fault = deck.swap_remove(rng.between(0, deck.len() as u64 - 1) as usize);
-        fault.strike(&world.simulator, rng);
+        let was_one = fault.strike(&world.simulator, rng);
+        storm.faults[fault as usize] += u32::from(was_one);
         thread::sleep(rng.duration(PAUSE.0, PAUSE.1));
         struck += 1;
         let memory = Memory::of(client, agent)?;
-        let heights = if struck <= Fault::ALL.len() { &mut warm } else { &mut height };
+        let heights = if struck <= Fault::ALL.len() { &mut storm.warm } else { &mut storm.height };
         *heights = heights.max(memory);
-        eprintln!("{:>5} s  {fault:?}, {memory:?}", began.elapsed().as_secs());
+        let nothing = if was_one { "" } else { " met nothing" };
+        eprintln!("{:>5} s  {fault:?}{nothing}, {memory:?}", began.elapsed().as_secs());
     }
-    Ok((warm, height))
+    Ok(storm)
 }
 
 fn seed() -> Result<u64> {
@@ -288,7 +299,8 @@ fn mixed_traffic_does_not_notice_a_storm_of_faults() -> Result<()> {
         netns::skipped(&reason);
         return Ok(());
     }
-    let length = std::env::var("SOAK_SECONDS").map_or(Ok(60), |text| text.parse()).context("SOAK_SECONDS")?;
+    let length =
+        std::env::var("SOAK_SECONDS").map_or(Ok(180), |text| text.parse()).context("SOAK_SECONDS")?;
     let seed = seed()?;
     eprintln!("SOAK_SEED={seed}, {length} s");
 
@@ -300,7 +312,7 @@ fn mixed_traffic_does_not_notice_a_storm_of_faults() -> Result<()> {
     let (over, options) = (AtomicBool::new(false), ssh.options());
     let laptop = Laptop { namespace: &world.vpc.laptop, dir: world.vpc.dir.path(), ssh: &options };
     let over_ = &over;
-    let (warm, height, times) = thread::scope(|scope| -> Result<_> {
+    let (storm, times) = thread::scope(|scope| -> Result<_> {
         let counted: [(&str, _); 4] = [
             ("pgbench", scope.spawn(move || telling(over_, "pgbench", pgbench(laptop, over_)))),
             ("redis-benchmark", scope.spawn(move || telling(over_, "redis", redis(laptop, over_)))),
@@ -309,16 +321,16 @@ fn mixed_traffic_does_not_notice_a_storm_of_faults() -> Result<()> {
         ];
         let typist = scope.spawn(move || telling(over_, "typed ssh", typist(laptop, over_)));
         let idler = scope.spawn(move || telling(over_, "idle ssh", idler(laptop, over_)));
-        let heights = storm(&world, Duration::from_secs(length), &mut Rng::new(seed), &over);
+        let storm = storm(&world, Duration::from_secs(length), &mut Rng::new(seed), &over);
         over.store(true, Ordering::Relaxed);
         for (name, program) in counted {
             eprintln!("{name}: {} rounds", program.join().expect("no panic")?);
         }
         idler.join().expect("no panic")?;
         let times = typist.join().expect("no panic")?;
-        let (warm, height) = heights?;
-        Ok((warm, height, times))
+        Ok((storm?, times))
     })?;
+    let Storm { faults, warm, height } = storm;
     let middle = times.get(times.len() / 2).context("nothing was typed")?;
     eprintln!("typed lines: {}, median {middle:?}, slowest {:?}", times.len(), times.last());
     let count = |count| world.simulator.count(count);
@@ -326,6 +338,11 @@ fn mixed_traffic_does_not_notice_a_storm_of_faults() -> Result<()> {
     let sessions = world.simulator.sessions().len();
     eprintln!("{sessions} sessions, {lost} messages lost, {twice} written twice");
     ensure!(lost > 0, "no fault cost a message, so nothing was tried");
+    let told = Fault::ALL.iter().zip(faults).map(|(fault, count)| format!("{fault:?} {count}"));
+    let told = told.collect::<Vec<_>>().join(", ");
+    eprintln!("SOAK_SEED={seed}: {told}");
+    // By then each has had its turn twice.
+    ensure!(length < 150 || !faults.contains(&0), "a fault never was one: {told}");
     eprintln!("memory in the first round {warm:?}, afterwards {height:?}");
     ensure!(height.client <= warm.client + GROWTH, "the client grew from {warm:?} to {height:?}");
     ensure!(height.agent <= warm.agent + GROWTH, "the agent grew from {warm:?} to {height:?}");
