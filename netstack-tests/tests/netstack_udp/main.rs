@@ -2,6 +2,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test")]
 
+mod bounds;
+mod echo;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -210,205 +213,6 @@ fn bytes_that_are_no_message_end_the_flow() {
     assert_eq!((world.stack.counters().messages_broken, world.stack.counters().flows_now), (1, 0));
     world.give(&udp(app, peer, b"again"));
     assert!(matches!(world.events()[0], Event::Connect { .. }));
-}
-
-#[test]
-fn a_question_and_its_answers_are_forgotten_soon_and_others_later() {
-    // Datagrams out and answers in, and how many seconds the association then lives.
-    for (out, back, seconds) in [(1, 1, 30), (1, 3, 30), (1, 0, 300), (2, 0, 300), (2, 1, 300)] {
-        let mut world = World::new(Config::default());
-        let (app, peer) = (V4.app(5000), V4.peer(1, 53));
-        for _ in 0..out {
-            world.give(&udp(app, peer, b"?"));
-            world.now += Duration::from_millis(100);
-        }
-        for _ in 0..back {
-            world.write(FlowId(0), peer, b"!");
-            world.now += Duration::from_millis(100);
-        }
-        world.read(FlowId(0));
-        world.events();
-        world.wait(Duration::from_secs(seconds) - Duration::from_millis(101));
-        assert!(world.events().is_empty(), "{out} out, {back} back");
-        world.wait(Duration::from_millis(2));
-        assert_eq!(world.events(), [Event::Closed { flow: FlowId(0) }], "{out} out, {back} back");
-        assert_eq!((world.stack.counters().flows_now, world.stack.counters().datagrams_lost_up), (0, 0));
-    }
-}
-
-#[test]
-fn use_keeps_an_association() {
-    let mut world = World::new(Config { udp_timeout: Duration::from_secs(10), ..Config::default() });
-    let (app, peer) = (V4.app(5000), V4.peer(1, 53));
-    for _ in 0..5 {
-        world.give(&udp(app, peer, b"?"));
-        world.wait(Duration::from_secs(9));
-        world.write(FlowId(0), peer, b"!");
-        world.wait(Duration::from_secs(9));
-    }
-    assert_eq!(world.stack.counters().flows_opened, 1);
-}
-
-#[test]
-fn the_association_idle_for_longest_makes_room() {
-    let mut world = World::new(Config { max_associations: 3, ..Config::default() });
-    let peer = V4.peer(1, 53);
-    for port in 1..=3 {
-        world.give(&udp(V4.app(port), peer, b"?"));
-    }
-    world.events();
-    world.give(&udp(V4.app(1), peer, b"?"));
-    world.write(FlowId(2), peer, b"!");
-    world.give(&udp(V4.app(4), peer, b"?"));
-    assert!(world.events().contains(&Event::Closed { flow: FlowId(1) }));
-    for port in 5..1000 {
-        world.give(&udp(V4.app(port), peer, b"?"));
-    }
-    let counters = world.stack.counters();
-    assert_eq!((counters.flows_opened, counters.associations_evicted), (999, 996));
-    world.events();
-    assert_eq!(world.stack.counters().flows_now, 3);
-}
-
-#[test]
-fn what_waits_too_long_goes_oldest_first_and_is_counted() {
-    let mut world = World::new(Config { datagram_queue: 10_000, ..Config::default() });
-    let (app, peer) = (V4.app(5000), V4.peer(1, 53));
-    for byte in 0..100u8 {
-        world.give(&udp(app, peer, &[byte; 900]));
-        world.write(FlowId(0), peer, &[byte; 900]);
-    }
-    let up: Vec<u8> = world.read(FlowId(0)).iter().map(|(_, payload)| payload[0]).collect();
-    assert_eq!(up, (90..100).collect::<Vec<u8>>());
-    let down: Vec<u8> = world.datagrams().iter().map(|(_, _, payload)| payload[0]).collect();
-    assert_eq!(down, (90..100).collect::<Vec<u8>>());
-    let counters = world.stack.counters();
-    assert_eq!((counters.datagrams_lost_up, counters.datagrams_lost_down), (90, 90));
-}
-
-#[test]
-fn what_the_tunnel_could_not_take_in_time_is_not_sent_late() {
-    let mut world = World::new(Config::default());
-    let (app, peer) = (V4.app(5000), V4.peer(1, 53));
-    world.give(&udp(app, peer, b"old"));
-    world.wait(Duration::from_secs(8));
-    world.give(&udp(app, peer, b"new"));
-    world.wait(Duration::from_secs(3));
-    assert_eq!(world.read(FlowId(0)), [(peer, b"new".to_vec())]);
-    assert_eq!(world.stack.counters().datagrams_lost_up, 1);
-}
-
-#[test]
-fn all_that_waits_is_bounded() {
-    let mut world = World::new(Config { datagram_memory: 100_000, ..Config::default() });
-    let peer = V4.peer(1, 53);
-    for port in 1..=100 {
-        world.give(&udp(V4.app(port), peer, &[0; 5000]));
-    }
-    assert!((75..85).contains(&world.stack.counters().datagrams_lost_up));
-    for flow in 0..100 {
-        world.write(FlowId(flow), peer, &[0; 5000]);
-    }
-    assert_eq!(world.stack.counters().datagrams_lost_down, 100);
-    world.read(FlowId(0));
-    world.write(FlowId(50), peer, &[0; 5000]);
-    assert_eq!(world.datagrams().len(), 1);
-}
-
-#[test]
-fn an_echo_keeps_identifier_sequence_and_payload() {
-    for family in FAMILIES {
-        let mut world = World::new(Config::default());
-        let (app, target) = (family.app(0).ip(), family.peer(1, 0).ip());
-        world.give(&echo(app, target, 77, 1, b"pingping"));
-        let flow = FlowId(0);
-        let (source, to) = (SocketAddr::new(app, 77), SocketAddr::new(target, 0));
-        let connect = Event::Connect { flow, kind: Kind::Echo, source, target: to };
-        assert_eq!(world.events(), [connect, Event::Readable { flow }]);
-        world.give(&echo(app, target, 77, 2, b"pong?"));
-        world.give(&echo(app, target, 78, 3, b"another"));
-        assert_eq!(world.stack.counters().flows_now, 2);
-        let sent = world.read(flow);
-        assert_eq!(
-            sent,
-            [
-                (SocketAddr::new(target, 1), b"pingping".to_vec()),
-                (SocketAddr::new(target, 2), b"pong?".to_vec())
-            ]
-        );
-        world.write(flow, SocketAddr::new(target, 2), b"pong?");
-        world.write(flow, SocketAddr::new(family.peer(2, 0).ip(), 2), b"from a stranger");
-        let packets = world.packets();
-        assert_eq!(packets.len(), 1);
-        let reply = &packets[0][family.header..];
-        assert_eq!(reply[..2], [if family.header == 20 { 0 } else { 129 }, 0]);
-        assert_eq!(reply[4..], [&[0, 77, 0, 2], &b"pong?"[..]].concat());
-        family.check_icmp_sum(target, app, reply);
-        world.events();
-        world.wait(Duration::from_secs(31));
-        assert_eq!(world.events().len(), 2);
-        assert_eq!(world.stack.counters().flows_now, 0);
-    }
-}
-
-#[test]
-fn trouble_of_an_echo_quotes_its_sequence_number() {
-    for family in FAMILIES {
-        let mut world = World::new(Config::default());
-        let (app, target) = (family.app(0).ip(), family.peer(1, 0).ip());
-        for sequence in 1..=3 {
-            world.give(&echo(app, target, 77, sequence, b"pingping"));
-        }
-        world.trouble(FlowId(0), SocketAddr::new(target, 2), Trouble::Refusal(Refusal::HostUnreachable));
-        let error = world.error(family);
-        assert_eq!(error.quote[family.header + 4..], [0, 77, 0, 2]);
-        assert_eq!(error.code, if family.header == 20 { 1 } else { 3 });
-    }
-}
-
-#[test]
-fn what_the_agent_may_not_do_is_said_at_once_for_a_while() {
-    for family in FAMILIES {
-        let code = if family.header == 20 { (3, 13) } else { (1, 1) };
-        for kind in [Kind::Echo, Kind::Udp] {
-            let mut world = World::new(Config::default());
-            let packet = |port| match kind {
-                Kind::Echo => echo(family.app(0).ip(), family.peer(1, 0).ip(), port, 1, b"pingping"),
-                Kind::Udp | Kind::Tcp | Kind::Dns => udp(family.app(port), family.peer(1, 53), b"pingping"),
-            };
-            world.give(&packet(1));
-            assert_eq!(world.events().len(), 2);
-            world.stack.refuse(FlowId(0), Refusal::Prohibited, world.now);
-            let error = world.error(family);
-            assert_eq!((error.kind, error.code), code);
-            for port in [1, 2] {
-                world.give(&packet(port));
-                assert!(world.events().is_empty(), "the agent is not asked again");
-                let error = world.error(family);
-                assert_eq!((error.kind, error.code), code);
-                assert_eq!(error.quote, packet(port));
-            }
-            for _ in 0..1000 {
-                world.give(&packet(1));
-            }
-            assert!(world.packets().len() < 100);
-            assert!(world.stack.counters().dropped(DropReason::ReplyRate) > 900);
-            world.now += Duration::from_secs(31);
-            world.give(&packet(1));
-            assert_eq!(world.events().len(), 2);
-        }
-    }
-}
-
-#[test]
-fn a_refusal_of_one_target_holds_for_that_packet_only() {
-    let mut world = World::new(Config::default());
-    for why in [Refusal::Denied, Refusal::Exhausted] {
-        world.give(&echo(V4.app(0).ip(), V4.peer(1, 0).ip(), 1, 1, b""));
-        assert_eq!(world.events().len(), 2);
-        world.stack.refuse(FlowId(0), why, world.now);
-        assert_eq!(world.error(V4).kind, 3);
-    }
 }
 
 #[test]
@@ -791,7 +595,9 @@ struct Family {
 }
 
 const V4: Family = Family { app: "10.99.0.1", peers: "10.0.1.", header: 20 };
+
 const V6: Family = Family { app: "fd00:99::1", peers: "fd00:1::", header: 40 };
+
 const FAMILIES: [Family; 2] = [V4, V6];
 
 impl Family {
