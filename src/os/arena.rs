@@ -7,7 +7,9 @@
 use std::io;
 use std::ptr::{NonNull, null_mut};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+#[cfg(target_os = "linux")]
+use rustix::mm::{Advice, madvise};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
 use crate::netstack::rings::{Memory, Place};
 
@@ -72,7 +74,7 @@ impl Memory for Arena {
         let Some(start) = self.place(place) else { return };
         // SAFETY: the range is one place of ours. Its owner says that it will not read any of its bytes before writing
         // them, so that they may turn to zeroes.
-        let _ = unsafe { madvise(start.as_ptr().cast(), self.size, discard()) };
+        unsafe { discard(start, self.size) };
     }
 }
 
@@ -86,14 +88,26 @@ fn flags() -> MapFlags {
     MapFlags::PRIVATE
 }
 
+/// Gives the pages back to the system. Where it refuses they stay, which costs memory and no more.
+///
+/// # Safety
+///
+/// The range is whole pages of a mapping of ours whose bytes nobody will read before writing them.
 #[cfg(target_os = "linux")]
-fn discard() -> Advice {
-    Advice::LinuxDontNeed
+unsafe fn discard(start: NonNull<u8>, length: usize) {
+    // SAFETY: the caller's.
+    let _ = unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxDontNeed) };
 }
 
+/// As on Linux, but the system takes the pages when it needs them: its MADV_DONTNEED would keep them.
+///
+/// # Safety
+///
+/// As on Linux.
 #[cfg(target_os = "macos")]
-fn discard() -> Advice {
-    Advice::DontNeed
+unsafe fn discard(start: NonNull<u8>, length: usize) {
+    // SAFETY: the caller's.
+    let _ = unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_FREE) };
 }
 
 /// Places in one mapping.
