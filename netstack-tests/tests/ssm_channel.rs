@@ -130,7 +130,7 @@ async fn cuts_of_the_clients_websocket_lose_and_repeat_nothing() {
     for round in 0..6 {
         let session = lane.session_id().to_owned();
         let cut = async {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            under_way(&world.simulator, &session).await;
             let cut = if round % 2 == 0 { Simulator::cut_client } else { Simulator::cut_client_abruptly };
             assert!(cut(&world.simulator, &session));
         };
@@ -150,7 +150,7 @@ async fn cuts_of_the_agents_websocket_and_of_both_lose_nothing() {
         let session = lane.session_id().to_owned();
         eventually("the SSM agent is back", || world.simulator.active_sessions()[0].agent_connected).await;
         let cut = async {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            under_way(&world.simulator, &session).await;
             assert!(world.simulator.cut_agent(&session));
             if both {
                 world.simulator.cut_client(&session);
@@ -181,14 +181,10 @@ async fn a_cut_during_the_handshake_is_survived() {
     config.knobs.agent.start_delay = Duration::from_millis(200);
     let world = World::start(config, echo()).await;
     let cut = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            let sessions = world.simulator.active_sessions();
-            if sessions.first().is_some_and(|session| session.client_connected) {
-                assert!(world.simulator.cut_client(&sessions[0].id));
-                return;
-            }
-        }
+        let connected =
+            || world.simulator.active_sessions().first().is_some_and(|session| session.client_connected);
+        eventually("the client is connected", connected).await;
+        assert!(world.simulator.cut_client(&world.simulator.active_sessions()[0].id));
     };
     let (lane, ()) = tokio::join!(world.greeted_lane(), cut);
     let mut lane = lane;
@@ -617,6 +613,14 @@ async fn read_error(lane: &mut SsmLane) -> LaneError {
 
 async fn close(lane: &mut SsmLane) {
     tokio::time::timeout(Duration::from_secs(2), poll_fn(|cx| lane.poll_close(cx))).await.unwrap().unwrap();
+}
+
+/// Waits until messages of an exchange have gone both ways.
+async fn under_way(simulator: &Simulator, session: &str) {
+    let counts = || [Count::UpStream, Count::DownStream].map(|count| simulator.session_count(session, count));
+    let before = counts();
+    eventually("an exchange is under way", || counts().iter().zip(before).all(|(now, before)| *now > before))
+        .await;
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
