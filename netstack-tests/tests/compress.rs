@@ -71,7 +71,8 @@ struct Rates {
 impl Rates {
     fn of(world: &Vpc, compress: &str, kinds: &[Sort], length: usize) -> Result<Self> {
         let simulator = world.simulator(ssm::Config::default())?;
-        let mut client = world.up(&simulator.env(), &["--instance", INSTANCE, "--compress", compress])?;
+        let arguments = ["--instance", INSTANCE, "--lanes", "1", "--compress", compress];
+        let mut client = world.up(&simulator.env(), &arguments)?;
         let (mut rates, mut noise_cpu) = (Vec::new(), 0.0);
         for (kind, make) in kinds {
             let length = if *kind == "noise" { 2_000_000 } else { length };
