@@ -37,7 +37,7 @@ use super::message::{FLAGS_SYN_FIN, FlagValue, Kind, Message, OVERHEAD, ParseErr
 pub struct ChannelConfig {
     /// The most bytes of one upstream message; kept within 1 KiB and 32 KiB.
     pub max_payload: usize,
-    /// The most bytes kept of messages that came before an earlier one.
+    /// The most bytes kept of messages that came before an earlier one. Our agent has 256 KiB under way at most.
     pub reorder_bytes: usize,
     pub send: SendLimits,
     /// How long the handshake may take from the channel's making.
@@ -50,7 +50,7 @@ impl Default for ChannelConfig {
     fn default() -> Self {
         Self {
             max_payload: 8 << 10,
-            reorder_bytes: 64 << 20,
+            reorder_bytes: 8 << 20,
             send: SendLimits::default(),
             handshake_timeout: Duration::from_secs(30),
             client_version: CLIENT_VERSION.to_owned(),
