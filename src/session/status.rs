@@ -142,6 +142,10 @@ impl Teller {
     }
 
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
+        if self.health.read().state == State::Ending {
+            // The data thread no longer answers.
+            return None;
+        }
         let (sender, reply) = oneshot::channel();
         let asked = async {
             self.asks.get()?.send(make(sender)).await.ok()?;
