@@ -111,7 +111,7 @@ fn lane_frame(kind: u8, body: &[u8]) -> Vec<u8> {
     let [_, length @ ..] = (body.len() as u32).to_be_bytes();
     let head = [kind, length[0], length[1], length[2]];
     let sum = !head.iter().chain(body).fold(!0u32, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| sum >> 1 ^ (sum & 1) * 0xedb8_8320)
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0xedb8_8320))
     });
     [&head, &sum.to_be_bytes()[..], body].concat()
 }

@@ -18,7 +18,7 @@ pub fn run(input: &[u8], _start: Instant) -> Sights {
     let mut bytes = Bytes(input);
     let settings = bytes.byte();
     let stored = (settings & RESUME != 0).then(|| {
-        let same_key = settings & AGENT_KEY | (settings & AGENT_KEY) / AGENT_KEY * CLIENT_KEY;
+        let same_key = (settings & AGENT_KEY) | ((settings & AGENT_KEY) / AGENT_KEY * CLIENT_KEY);
         let (welcomed, admitted) = meet(same_key, None, &mut Bytes(&[]));
         (welcomed.expect("nobody is between them").ticket, admitted.expect("likewise").ticket)
     });
@@ -33,20 +33,21 @@ fn meet(settings: u8, stored: Option<(Ticket, Ticket)>, edits: &mut Bytes<'_>) -
     let (ticket, known) = stored.unzip();
     let mut client = ClientHandshake::new(client(settings, ticket));
     let mut agent = AgentHandshake::new(agent(settings));
-    let mut end = || -> Result<Met, Met> {
+    let mut end = || -> Met {
         let greeting = agent.poll_transmit().expect("an agent greets");
-        give(&greeting, edits, |bytes| client.handle_bytes(bytes))
-            .map_err(|error| (Err(Some(error)), Err(None)))?;
-        let Some(hello) = client.poll_transmit() else { return Err((Err(None), Err(None))) };
+        if let Err(error) = give(&greeting, edits, |bytes| client.handle_bytes(bytes)) {
+            return (Err(Some(error)), Err(None));
+        }
+        let Some(hello) = client.poll_transmit() else { return (Err(None), Err(None)) };
         let secret =
             |id: &_| known.as_ref().filter(|known| known.id == *id).map(|known| known.secret().clone());
         let admitted = match give(&hello, edits, |bytes| agent.handle_bytes(bytes, &secret)) {
-            Ok(None) => return Err((Err(None), Err(None))),
+            Ok(None) => return (Err(None), Err(None)),
             Ok(Some(admitted)) => admitted,
             Err(error) => {
                 let denial = agent.poll_transmit().unwrap_or_default();
                 let client = give(&denial, edits, |bytes| client.handle_bytes(bytes));
-                return Err((Err(client.map_or_else(Some, |_| None)), Err(Some(error))));
+                return (Err(client.map_or_else(Some, |_| None)), Err(Some(error)));
             }
         };
         let welcome = agent.poll_transmit().expect("who is admitted is welcomed");
@@ -54,9 +55,9 @@ fn meet(settings: u8, stored: Option<(Ticket, Ticket)>, edits: &mut Bytes<'_>) -
             Ok(welcomed) => welcomed.ok_or(None),
             Err(error) => Err(Some(error)),
         };
-        Ok((welcomed, Ok(admitted)))
+        (welcomed, Ok(admitted))
     };
-    let met = end().unwrap_or_else(|met| met);
+    let met = end();
     check(settings, &met);
     met
 }

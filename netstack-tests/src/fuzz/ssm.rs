@@ -217,7 +217,12 @@ impl World {
                     }
                 },
                 Kind::Acknowledge => {}
-                other => panic!("a client does not send {other:?}"),
+                Kind::OutputStreamData
+                | Kind::ChannelClosed
+                | Kind::StartPublication
+                | Kind::PausePublication
+                | Kind::AgentSessionState
+                | Kind::Other(_) => panic!("a client does not send {:?}", message.kind),
             }
         }
     }
