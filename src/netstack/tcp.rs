@@ -299,7 +299,7 @@ impl Connection {
         if self.finish_wanted && drained && matches!(state, State::CloseWait | State::Established) {
             self.socket_mut().close();
         }
-        let waiting = self.socket().recv_queue() > 0;
+        let waiting = self.socket().recv_queue() > 0 && !self.finished_told;
         let readable = waiting && !self.readable_told;
         self.readable_told |= readable;
         let finished = self.app_end.is_some() && !waiting && !self.finished_told;
@@ -311,6 +311,10 @@ impl Connection {
     }
 
     pub(super) fn read(&mut self, buf: &mut [u8]) -> usize {
+        if self.finished_told {
+            // A hostile application may have had bytes taken beyond its own FIN: they are nobody's.
+            return 0;
+        }
         let count = self.socket_mut().recv_slice(buf).unwrap_or(0);
         self.bytes_read = self.bytes_read.saturating_add(count);
         if count == 0 {
