@@ -114,7 +114,9 @@ fn read_key(file: &FilePath) -> Result<Psk, UserError> {
             KeyError::Short { short, .. } => {
                 unfit.cause(short).hint(format!("(umask 077; head -c 32 /dev/urandom | base64 > {file})"))
             }
-            KeyError::NotAFile { .. } => unfit.cause("it is not a regular file"),
+            KeyError::NotAFile { .. } => unfit
+                .cause("it is not a regular file")
+                .hint("--key-file FILE with the file that the agent was given as its own --key-file"),
             KeyError::Damaged { .. } | KeyError::Entropy(_) => unfit.cause(error),
         }
     })
