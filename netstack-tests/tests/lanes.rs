@@ -221,6 +221,23 @@ fn a_lane_that_leads_nowhere_is_replaced_within_seconds() {
 }
 
 #[test]
+fn lanes_that_are_all_cut_at_once_are_not_waited_for() {
+    require_netns!();
+    let mut config = ssm::Config::default();
+    // The SSM agents are long back only after others are there.
+    config.knobs.agent.reconnect = (Duration::from_secs(20), Duration::from_secs(20));
+    let world = World::new(config, &["--lanes", "4"]);
+    world.await_lanes(4);
+    let before = world.sessions();
+    let took = disturbed(&world, 10 << 20, |world| world.simulator.cut_all());
+    eprintln!("it stood still for {:?}", took.pause);
+    assert!(took.pause < Duration::from_secs(1), "it stood still for {:?}", took.pause);
+    world.await_lanes(4);
+    assert!(world.sessions().iter().filter(|id| before.contains(id)).count() < 4);
+    world.finish();
+}
+
+#[test]
 fn planned_replacement_is_not_felt() {
     require_netns!();
     let mut config = ssm::Config::fast();

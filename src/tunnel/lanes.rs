@@ -73,9 +73,17 @@ struct Held {
     session: Option<Session>,
     watcher: Option<AbortHandle>,
     began: Instant,
-    /// It has been without a websocket for longer than a moment.
-    cut: bool,
+    websocket: Websocket,
+    /// All lanes were cut at that moment, and on this one nothing has been heard since.
+    unproven: Option<Instant>,
     _entry: Entry,
+}
+
+impl Held {
+    /// Its websocket has been missing for longer than anybody should wait without a word.
+    fn is_missing(&self) -> bool {
+        matches!(self.websocket, Websocket::Missing(_))
+    }
 }
 
 impl Drop for Held {
@@ -101,10 +109,20 @@ pub enum Fate {
     GaveUp(End, Option<Arc<LaneError>>),
 }
 
-/// A lane lost its websocket, since then, or has one again.
+/// What a lane has of its SSM session; a TCP lane is always joined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Websocket {
+    Joined,
+    /// For less than a moment.
+    Cut,
+    /// For longer, since then.
+    Missing(Instant),
+}
+
+/// A lane lost its websocket, or has one again.
 struct Hiccup {
     lane: LaneId,
-    since: Option<Instant>,
+    websocket: Websocket,
 }
 
 /// What one trunk's keeping needs besides the lanes themselves.
@@ -329,7 +347,15 @@ impl Lanes {
             tokio::task::spawn_local(watching).abort_handle()
         });
         let was_without = self.held.is_empty();
-        self.held.push(Held { lane, session, watcher, began, cut: false, _entry: entry });
+        self.held.push(Held {
+            lane,
+            session,
+            watcher,
+            began,
+            websocket: Websocket::Joined,
+            unproven: None,
+            _entry: entry,
+        });
         let first = First { agent_version: welcomed.agent_version.clone(), agent_key: welcomed.agent_key };
         self.config.pinned = Some(welcomed.agent_key);
         self.ticket = Some(welcomed.ticket);
@@ -359,7 +385,7 @@ impl Lanes {
             return Some(Fate::Refused(reason));
         }
         keeping.keeper.dial_failed(error.is_throttled(), random(), engine::now());
-        if self.held.iter().any(|held| !held.cut) {
+        if self.held.iter().any(|held| !held.is_missing()) {
             // The others carry on; nobody needs to hear of it.
             return None;
         }
@@ -380,7 +406,7 @@ impl Lanes {
         if !by_plan {
             self.learn(&held, keeping.keeper.is_busy());
         }
-        if self.held.iter().all(|held| held.cut) {
+        if self.held.iter().all(Held::is_missing) {
             if keeping.keeper.is_needed() {
                 self.config.health.begin_outage(now, reason.to_owned());
             } else {
@@ -433,20 +459,35 @@ impl Lanes {
 
     fn hiccup(&mut self, hiccup: &Hiccup, keeping: &mut Keeping<'_>) {
         let Some(held) = self.held.iter_mut().find(|held| held.lane == hiccup.lane) else { return };
-        held.cut = hiccup.since.is_some();
-        // While nothing is to be carried its own recovery does.
-        keeping.keeper.doubt(hiccup.lane, held.cut && keeping.keeper.is_busy());
-        if !held.cut {
-            self.config.health.end_outage(engine::now(), true);
-            return;
-        }
+        let before = std::mem::replace(&mut held.websocket, hiccup.websocket);
         let status = held.session.as_ref().map(|session| session.handle.status()).unwrap_or_default();
+        // While nothing is to be carried its own recovery does.
+        let doubtful = held.is_missing() || held.unproven.is_some();
+        keeping.keeper.doubt(hiccup.lane, doubtful && keeping.keeper.is_busy());
+        self.doubt_all_that_are_cut(keeping);
+        if matches!(before, Websocket::Missing(_)) && hiccup.websocket == Websocket::Joined {
+            self.config.health.end_outage(engine::now(), true);
+        }
         let last = status.resuming.and_then(|resuming| resuming.last_error);
         let why = last.map_or_else(String::new, |last| format!(": {last}"));
-        if let Some(since) = hiccup.since
-            && self.held.iter().all(|held| held.cut)
+        if let Websocket::Missing(since) = hiccup.websocket
+            && self.held.iter().all(Held::is_missing)
         {
             self.config.health.begin_outage(since, format!("the SSM session's websocket was cut{why}"));
+        }
+    }
+
+    /// One lane that is cut is back sooner than another can be made. When all are at the same moment, something happened
+    /// that they may not survive even if they come back: they must show that they still lead to the agent.
+    fn doubt_all_that_are_cut(&mut self, keeping: &mut Keeping<'_>) {
+        let all_cut = self.held.iter().all(|held| held.websocket != Websocket::Joined);
+        if self.held.len() > 1 && all_cut && keeping.keeper.is_busy() {
+            let now = engine::now();
+            for held in &mut self.held {
+                held.unproven.get_or_insert(now);
+                keeping.keeper.doubt(held.lane, true);
+            }
+            keeping.look_at.get_or_insert(now + LOOK);
         }
     }
 
@@ -461,7 +502,11 @@ impl Lanes {
             let silent = loaded
                 && now.saturating_duration_since(stats.last_heard) > SILENCE
                 && now.saturating_duration_since(stats.attached) > SILENCE;
-            let cut = self.held.iter().any(|held| held.lane == stats.lane && held.cut);
+            let held = self.held.iter_mut().find(|held| held.lane == stats.lane);
+            let cut = held.is_some_and(|held| {
+                held.unproven = held.unproven.filter(|since| stats.last_heard <= *since + STILL_ARRIVING);
+                held.is_missing() || held.unproven.is_some()
+            });
             keeping.keeper.doubt(stats.lane, stats.stalled || silent || cut);
         }
         self.grow_messages();
@@ -525,17 +570,19 @@ impl Keeping<'_> {
     }
 }
 
-/// Tells when a lane is without its websocket for longer than anybody should wait without a word.
+/// Tells when a lane loses its websocket, and when it is without for longer than a moment.
 async fn watch(lane: LaneId, handle: LaneHandle, hiccups: mpsc::Sender<Hiccup>) {
     loop {
         handle.until(false).await;
         let since = engine::now();
+        // Nobody listens any more when the trunk has ended, and then this ends too.
+        let tell = async |websocket| _ = hiccups.send(Hiccup { lane, websocket }).await;
+        tell(Websocket::Cut).await;
         if tokio::time::timeout(MOMENT, handle.until(true)).await.is_err() {
-            // Nobody listens any more when the trunk has ended, and then this ends too.
-            let _ = hiccups.send(Hiccup { lane, since: Some(since) }).await;
+            tell(Websocket::Missing(since)).await;
             handle.until(true).await;
-            let _ = hiccups.send(Hiccup { lane, since: None }).await;
         }
+        tell(Websocket::Joined).await;
     }
 }
 
@@ -556,5 +603,7 @@ const MOMENT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(500);
 /// A lane that is asked each second and says nothing for so long stands still.
 const SILENCE: Duration = Duration::from_secs(2);
+/// What had come before a lane was cut may be read a bit later.
+const STILL_ARRIVING: Duration = Duration::from_millis(50);
 /// A dial that is younger may succeed in spite of a change of the network.
 const YOUNG: Duration = Duration::from_secs(1);

@@ -14,6 +14,9 @@ pub(super) struct Delay {
     /// The same of the newest few acks: the least of them is what jitter adds nothing to.
     pub(super) recent: [Micros; 4],
     round_trip: Option<Micros>,
+    /// The least round trip since the round began, and that of most rounds: a pause that was made good hardly changes it.
+    least: Option<Micros>,
+    usual: Option<Micros>,
     variation: Micros,
     /// Smoothed round trip less our own queue.
     pub(super) unqueued: Option<Micros>,
@@ -44,7 +47,14 @@ impl Delay {
         self.variation = self.variation - self.variation / 4 + error / 4;
         self.round_trip = Some(smoothed(self.round_trip, round_trip));
         self.unqueued = Some(smoothed(self.unqueued, round_trip - self.queued));
+        self.least = Some(self.least.map_or(round_trip, |least| least.min(round_trip)));
         self.queued
+    }
+
+    pub(super) fn end_round(&mut self) {
+        if let Some(least) = self.least.take() {
+            self.usual = Some(self.usual.map_or(least, |usual| usual - usual / 4 + least / 4));
+        }
     }
 
     /// Clocks drift: a base that was not seen for long is worth nothing on a lane that was idle.
@@ -61,6 +71,12 @@ impl Delay {
         (Duration::from_micros(micros) + SLACK).min(MOST_PATIENCE)
     }
 
+    /// For how long a lane may acknowledge nothing at all before all that is under way on it counts as overdue.
+    pub(super) fn longest_silence(&self) -> Duration {
+        let Some(usual) = self.usual else { return FIRST_PATIENCE };
+        (2 * micros(usual) + MOST_PAUSE).min(MOST_PATIENCE)
+    }
+
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.round_trip.map(micros)
     }
@@ -75,6 +91,8 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 const MOST_PATIENCE: Duration = Duration::from_secs(2);
 /// Acks are kept back, and programs are not always scheduled at once.
 const SLACK: Duration = Duration::from_millis(10);
+/// Longer than programs are kept from running, and far shorter than what a lane that lost its websocket takes.
+const MOST_PAUSE: Duration = Duration::from_millis(200);
 /// Longer round trips count as this.
 pub(super) const LONGEST: Micros = 60_000_000;
 const STALE: Micros = 30_000_000;

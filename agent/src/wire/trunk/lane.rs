@@ -228,6 +228,11 @@ impl Lane {
         self.closed
     }
 
+    /// When a frame came last, or the lane itself.
+    pub(super) fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
     pub(super) fn least_rtt(&self) -> Option<Duration> {
         self.rtt.least
     }

@@ -136,7 +136,9 @@ impl Outbound {
 
     /// When the next segment becomes overdue.
     pub(super) fn overdue_at(&self) -> Option<Instant> {
-        self.in_flight.get(self.overdue).map(|segment| segment.sent_at + self.pace.delay().patience())
+        let (segment, delay) = (self.in_flight.get(self.overdue)?, self.pace.delay());
+        let silent = self.waiting_since.map(|since| since + delay.longest_silence());
+        silent.into_iter().chain([segment.sent_at + delay.patience()]).min()
     }
 
     /// Marks the next segment that is overdue as given to other lanes; its offset and length.

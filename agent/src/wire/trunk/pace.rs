@@ -299,6 +299,7 @@ impl Pace {
 
     fn end_round(&mut self, in_flight: usize, now: Micros) {
         self.rounds = self.rounds.wrapping_add(1);
+        self.delay.end_round();
         let round = std::mem::replace(&mut self.round, Round { ends: self.delivered, ..Round::default() });
         let least = round.least_queued.unwrap_or(0);
         if round.telling {

@@ -2,7 +2,8 @@
 //!
 //! - Of the lanes that could send at once, the one that would deliver first does. How soon a lane delivers is
 //!   its least one-way delay plus the time its own queue takes; both ends of all lanes go by the same two clocks, so
-//!   these compare. A lane whose window is full is not waited for.
+//!   these compare. A lane whose window is full is not waited for. One that was silent while another was heard may have
+//!   died, and is passed by as long as that one takes more.
 //! - A segment that is not acknowledged within one and a half round trips is given to the other lanes, too. Its lane
 //!   is *suspect* then and gets nothing new until it has delivered it: so one that died or stopped holds nobody up.
 //! - A lane on which nothing at all is acknowledged for a second or so is *stalled*, which is told, so that
@@ -14,16 +15,23 @@ use std::time::{Duration, Instant};
 use super::lane::Lane;
 use super::{LEAST_ROOM, LaneReason, Trunk, TrunkEvent};
 
-/// Whether another lane that could send at once would deliver the next segment clearly sooner.
+/// Whether another lane that could send at once would deliver the next segment clearly sooner, or more surely.
 pub(super) fn is_better_elsewhere(lanes: &[Lane], index: usize, now: Instant) -> bool {
-    if lanes.len() == 1 {
-        return false;
+    let here = &lanes[index];
+    let others = || {
+        let others = lanes.iter().enumerate().filter(|(other, _)| *other != index);
+        others.map(|(_, lane)| lane).filter(|lane| lane.ready && lane.room(now) >= LEAST_ROOM)
+    };
+    let Some(heard) = others().map(Lane::last_heard).max() else { return false };
+    let heard = heard.max(here.last_heard());
+    let is_quiet = |lane: &Lane| lane.last_heard() + QUIET < heard;
+    if is_quiet(here) {
+        return true;
     }
     let arrival = |lane: &Lane| lane.outbound.pace().arrival(lane.outbound.bytes());
-    let Some(here) = arrival(&lanes[index]) else { return false };
-    lanes
-        .iter()
-        .filter(|lane| lane.ready && lane.room(now) >= LEAST_ROOM)
+    let Some(here) = arrival(here) else { return false };
+    others()
+        .filter(|lane| !is_quiet(lane))
         .filter_map(arrival)
         .any(|there| here.wrapping_sub(there) as i32 > MARGIN)
 }
@@ -114,6 +122,8 @@ fn stalled_after(lane: &Lane) -> Duration {
 
 /// A lane that is sooner by less is not worth waiting for, in microseconds.
 const MARGIN: i32 = 2_000;
+/// Lanes that carry something are heard more often.
+const QUIET: Duration = Duration::from_millis(250);
 const STALLED: Duration = Duration::from_millis(1200);
 const MOST_STALLED: Duration = Duration::from_millis(2000);
 const DEAD_AFTER_STALL: Duration = Duration::from_millis(900);

@@ -155,6 +155,35 @@ fn after_all_lanes_came_back_every_flow_goes_on_within_a_second() {
 }
 
 #[test]
+fn lanes_that_stopped_again_after_a_pause_hold_nothing_back_from_new_ones() {
+    let delay = 20 * MS;
+    let mut world = World::ssm(12, 4, delay);
+    world.open(Kind::Download, 4);
+    world.open(Kind::Upload, 4);
+    world.run_for(2 * SECOND);
+    let stall = |world: &mut World, time| {
+        for (lane, side) in (1..=4).flat_map(|lane| [(lane, 0), (lane, 1)]) {
+            world.fault(0, Fault::Stall(lane, side, time));
+        }
+    };
+    // Round trips vary by this much then.
+    stall(&mut world, 300 * MS);
+    world.run_for(350 * MS);
+    stall(&mut world, 60 * SECOND);
+    world.run_for(600 * MS);
+    let back = world.time;
+    for _ in 0..2 {
+        world.connect(LaneKind::Ssm, [Path::ssm_up(delay, UP_RATE), Path::ssm_down(delay)], 0);
+    }
+    for (side, way) in ["downloads", "uploads"].into_iter().enumerate() {
+        let before = world.ends[side].apps.bulk;
+        world.run_until(SECOND, |world| world.ends[side].apps.bulk > before);
+        let took = (world.time - back) / MS;
+        eprintln!("{way} go on {took} ms after the first new lanes");
+        assert!(took <= 100, "{way}: {took}");
+    }
+}
+#[test]
 fn a_thousand_cuts_over_four_lanes_lose_nothing() {
     let began = Instant::now();
     let mut cuts = 0;
