@@ -5,7 +5,6 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::wire::hello::{AgentKey, Psk, ShortKey};
 
@@ -63,7 +62,7 @@ pub fn agent_key(directory: &Path) -> Result<AgentKey, KeyError> {
         Err(KeyError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             let key = random()?;
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-            if write_secret(&path, &key).map_err(failed)? {
+            if write_secret(&path, &key)? {
                 return Ok(AgentKey::from_bytes(key));
             }
             own_key(&path, &read_secret(&path)?)
@@ -107,22 +106,23 @@ fn read_secret(path: &Path) -> Result<Vec<u8>, KeyError> {
 
 /// Writes beside the final name first, so that a crash leaves no half key; false if another agent's key
 /// stands there by then.
-fn write_secret(path: &Path, content: &[u8]) -> io::Result<bool> {
-    static SERIAL: AtomicU32 = AtomicU32::new(0);
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let beside = path.with_extension(format!("new-{}-{serial}", std::process::id()));
+fn write_secret(path: &Path, content: &[u8]) -> Result<bool, KeyError> {
+    let failed = |error| KeyError::Io { path: path.to_owned(), error };
+    // By chance: agents in containers that share the directory may have equal process numbers.
+    let chance = getrandom::u64().map_err(KeyError::Entropy)?;
+    let beside = path.with_extension(format!("new-{chance:016x}"));
     let placed = write_file(&beside, content).and_then(|()| match std::fs::hard_link(&beside, path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     });
-    // Of no use any more; left behind, it is overwritten or stays a file that only its owner reads.
+    // Of no use any more; left behind, it stays a file that only its owner reads.
     let _ = std::fs::remove_file(&beside);
-    placed
+    placed.map_err(failed)
 }
 
 fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(content)?;
     file.sync_all()

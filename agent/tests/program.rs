@@ -73,9 +73,11 @@ fn without_the_right_to_low_ports_it_says_which_capability() {
         return;
     }
     let scratch = Scratch::new("low-port");
-    // Where another user can run it.
+    // Where another user can run it. Copied by another process: a file that a child of a test beside this one
+    // still holds open for writing cannot be run.
     let program = scratch.0.join("agent");
-    fs::copy(env!("CARGO_BIN_EXE_ssm-proxy-agent"), &program).unwrap();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_ssm-proxy-agent")).arg(&program).status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o777)).unwrap();
     let mut command = Command::new(&program);
     let state = scratch.0.join("state");
@@ -101,6 +103,33 @@ fn signals_end_it_cleanly_and_its_key_stays() {
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
     assert_eq!(keys[0], keys[1]);
+}
+
+#[test]
+fn agents_of_containers_that_share_a_new_state_directory_share_its_key() {
+    if !rustix::process::geteuid().is_root() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: needs root to make process namespaces");
+        return;
+    }
+    for round in 0..10 {
+        let scratch = Scratch::new(&format!("containers-{round}"));
+        // Each is process 1 of its namespace.
+        let container = || {
+            let mut command = Command::new("unshare");
+            command.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_ssm-proxy-agent")]);
+            command.args(["--listen", "127.0.0.1:0", "--state-dir", scratch.text()]);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let agents: Vec<_> = std::iter::repeat_with(container).take(4).collect();
+        let keys = agents.into_iter().map(|mut agent| {
+            let lines = listening(&mut agent);
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+            lines.rsplit_once("agent key").unwrap().1.to_owned()
+        });
+        let keys: Vec<String> = keys.collect();
+        assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    }
 }
 
 #[test]
@@ -130,6 +159,11 @@ fn run(arguments: &[&str]) -> Output {
 /// Starts it; gives its first lines up to the one that says it listens.
 fn start(arguments: &[&str]) -> (Child, String) {
     let mut child = command(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = listening(&mut child);
+    (child, lines)
+}
+
+fn listening(child: &mut Child) -> String {
     let mut lines = String::new();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     while !lines.contains("listening") {
@@ -137,7 +171,7 @@ fn start(arguments: &[&str]) -> (Child, String) {
     }
     // Keeps the pipe drained, so that the agent never waits for its log.
     std::thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
-    (child, lines)
+    lines
 }
 
 /// A directory of its own, removed in the end.

@@ -1,59 +1,38 @@
 //! The agents' keys as first seen: one line per agent, `<instance or tcp address> <key in hex>`.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use agent::wire::hello::PublicKey;
 
-use crate::os::identity;
+use super::shared_file::SharedFile;
 
-/// The file of known agents, in the home of whoever typed the command and read and written as they may.
+/// The file of known agents.
 pub struct Known {
-    path: PathBuf,
+    file: SharedFile,
 }
 
 impl Known {
     pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self { file: SharedFile::at(path) }
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// The key seen before at `place`.
     pub fn find(&self, place: &str) -> io::Result<Option<PublicKey>> {
-        let text = identity::as_caller(|| self.read())?;
+        let text = self.file.read()?;
         Ok(lines(&text).find(|(known, _)| *known == place).map(|(_, key)| key))
     }
 
     /// Remembers the key of `place` if none is known yet; true when it was new.
     pub fn remember(&self, place: &str, key: &PublicKey) -> io::Result<bool> {
-        identity::as_caller(|| self.add(place, key))
-    }
-
-    fn add(&self, place: &str, key: &PublicKey) -> io::Result<bool> {
-        let text = self.read()?;
-        if lines(&text).any(|(known, _)| known == place) {
-            return Ok(false);
-        }
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let fresh = self.path.with_extension("new");
-        fs::write(&fresh, format!("{text}{place} {}\n", hex(&key.0)))?;
-        fs::rename(&fresh, &self.path)?;
-        Ok(true)
-    }
-
-    fn read(&self) -> io::Result<String> {
-        match fs::read_to_string(&self.path) {
-            Ok(text) if text.is_empty() || text.ends_with('\n') => Ok(text),
-            Ok(text) => Ok(text + "\n"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            Err(error) => Err(error),
-        }
+        self.file.update(|text| {
+            let known = lines(text).any(|(known, _)| known == place);
+            (!known).then(|| format!("{text}{place} {}\n", hex(&key.0)))
+        })
     }
 }
 
@@ -81,6 +60,8 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn scratch(name: &str) -> Known {
@@ -111,6 +92,29 @@ mod tests {
         assert!(
             fs::read_to_string(known.path()).unwrap().starts_with("# a comment\ni-1 nothex\nhalf a line\n")
         );
+        fs::remove_dir_all(known.path().parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn of_sessions_that_start_together_every_key_is_kept() {
+        let known = scratch("together");
+        let at_once = std::sync::Barrier::new(8);
+        let keys = || (0..8u8).flat_map(|session| (0..20u8).map(move |n| (session, n)));
+        let place = |(session, n)| format!("i-{session}-{n}");
+        std::thread::scope(|scope| {
+            for session in 0..8 {
+                let (known, at_once) = (&known, &at_once);
+                scope.spawn(move || {
+                    at_once.wait();
+                    for agent in keys().filter(|agent| agent.0 == session) {
+                        assert!(known.remember(&place(agent), &PublicKey([agent.1; 32])).unwrap());
+                    }
+                });
+            }
+        });
+        for agent in keys() {
+            assert_eq!(known.find(&place(agent)).unwrap(), Some(PublicKey([agent.1; 32])), "{agent:?}");
+        }
         fs::remove_dir_all(known.path().parent().unwrap()).unwrap();
     }
 }

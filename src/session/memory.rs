@@ -2,54 +2,40 @@
 //!
 //! Accounts and networks change, so what is older than a month is not believed any more.
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::os::identity;
+use super::shared_file::SharedFile;
 use crate::tunnel::lessons::Lessons;
 
-/// The file, beside that of the known agents and read and written as who typed the command.
+/// The file, beside that of the known agents.
 pub(super) struct Memory {
-    path: PathBuf,
+    file: SharedFile,
 }
 
 impl Memory {
     pub(super) fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self { file: SharedFile::at(path) }
     }
 
     /// What is known of `place`; nothing where the file cannot be read, which costs only time.
     pub(super) fn find(&self, place: &str, now: u64) -> Lessons {
-        let text = identity::as_caller(|| self.read()).unwrap_or_default();
+        let text = self.file.read().unwrap_or_default();
         let found = text.lines().filter_map(|line| line.split_once(' ')).find(|(known, _)| *known == place);
         let lessons = found.map(|(_, rest)| rest).filter(|rest| is_fresh(rest, now));
         lessons.map(Lessons::parse).unwrap_or_default()
     }
 
     pub(super) fn remember(&self, place: &str, lessons: &Lessons, now: u64) -> io::Result<()> {
-        identity::as_caller(|| {
-            let text = self.read()?;
+        let line = format!("{place} since={now} {lessons}");
+        let with_it = |text: &str| {
             let others = text.lines().filter(|line| line.split(' ').next() != Some(place));
-            let line = format!("{place} since={now} {lessons}");
             let lines: Vec<&str> = others.chain(std::iter::once(line.as_str())).collect();
-            if let Some(directory) = self.path.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            let fresh = self.path.with_extension("new");
             // The latest ones: nobody has so many agents.
-            let kept = &lines[lines.len().saturating_sub(MOST)..];
-            fs::write(&fresh, kept.join("\n") + "\n")?;
-            fs::rename(&fresh, &self.path)
-        })
-    }
-
-    fn read(&self) -> io::Result<String> {
-        match fs::read_to_string(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            read => read,
-        }
+            Some(lines[lines.len().saturating_sub(MOST)..].join("\n") + "\n")
+        };
+        self.file.update(with_it).map(drop)
     }
 }
 
@@ -63,6 +49,8 @@ const MOST: usize = 1000;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -83,6 +71,31 @@ mod tests {
         assert_eq!(memory.find("i-1:742", 2000 + month), Lessons::default());
         let text = fs::read_to_string(directory.join("lanes")).unwrap();
         assert_eq!(text.lines().count(), 2, "{text}");
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn of_sessions_that_learn_at_once_no_lesson_is_lost() {
+        let directory = std::env::temp_dir().join(format!("ssm-proxy-memory-race-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let at_once = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            for session in 0..8 {
+                let (directory, at_once) = (&directory, &at_once);
+                scope.spawn(move || {
+                    let memory = Memory::at(directory.join("lanes"));
+                    at_once.wait();
+                    for seconds in 1..=20 {
+                        let lessons = Lessons::parse(&format!("max_session={}", 60 * seconds));
+                        memory.remember(&format!("i-{session}"), &lessons, 1000).unwrap();
+                    }
+                });
+            }
+        });
+        let memory = Memory::at(directory.join("lanes"));
+        for session in 0..8 {
+            assert_eq!(memory.find(&format!("i-{session}"), 1000), Lessons::parse("max_session=1200"));
+        }
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -5,9 +5,11 @@
 
 mod explain;
 pub mod known;
+mod lock;
 mod memory;
 pub mod registry;
 mod routing;
+mod shared_file;
 mod signals;
 mod status;
 mod way;

@@ -7,19 +7,18 @@
 //! | `NAME.lock`   | locked for as long as the session's process lives, however it dies              |
 //! | `.lock`       | locked while the directory is changed, so that two `up` at once cannot both win |
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown,
 };
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::lock;
 use crate::config::{Plan, SLOTS, SessionName, overlap};
 use crate::control::server::Owner;
 use crate::error::{Exit, UserError};
@@ -133,8 +132,6 @@ pub fn is_listed(entry: &Entry) -> bool {
     entry.socket.with_extension("json").exists()
 }
 
-const LOCK_DEADLINE: Duration = Duration::from_secs(5);
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const MAX_META: u64 = 64 * 1024;
 
 fn prepare(dir: &Path) -> anyhow::Result<()> {
@@ -147,24 +144,12 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
 
 fn lock_dir(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join(".lock");
-    for _ in 0..LOCK_DEADLINE.as_millis() / LOCK_PAUSE.as_millis() {
-        if let Some(guard) = take_lock(&path)? {
-            return Ok(guard);
-        }
-        thread::sleep(LOCK_PAUSE);
-    }
-    anyhow::bail!("another ssm-proxy holds {} for too long", path.display())
+    lock::wait_for(&path).with_context(|| format!("lock {}", path.display()))
 }
 
 /// `None` when another process holds it.
 fn take_lock(path: &Path) -> anyhow::Result<Option<File>> {
-    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let file = open().with_context(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
-    }
+    lock::take(path).with_context(|| format!("lock {}", path.display()))
 }
 
 /// The sessions that live, and what is known of those that do not, whose files are removed.
@@ -278,6 +263,8 @@ fn file(dir: &Path, name: &str, kind: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
     use crate::config::Wishes;
     use crate::control::server::tests::{Scratch, tempdir};
