@@ -141,6 +141,44 @@ fn everything_is_undone_exactly() {
 }
 
 #[test]
+fn a_session_that_ends_leaves_the_rules_of_another_with_the_same_range() {
+    require_netns!();
+    let (laptop, _router) = laptop();
+    let dir = TempDir::new().unwrap();
+    let before = routing(&laptop);
+    laptop.enter(|| {
+        let ranges = ["10.0.0.0/8", "fd00::/8", "0.0.0.0/0"];
+        let mut sessions = ["first", "second", "third"].map(|name| {
+            let tun = open(&[]);
+            let mut journal = Journal::create(&dir.path().join(format!("{name}.journal"))).unwrap();
+            let wanted = wanted(&tun, &ranges);
+            routes::apply(&wanted, &mut journal).unwrap();
+            (tun, journal, wanted)
+        });
+        let [first, second, third] = &mut sessions;
+        let kept = |tun: &Tun| {
+            assert_eq!(device_to(&laptop, "10.9.9.9"), tun.name());
+            assert_eq!(device_to(&laptop, "10.1.5.5"), "lan", "the LAN is still asked first");
+            assert_eq!(device_to(&laptop, "fd00:1::5"), "lan", "the LAN's IPv6 as well");
+        };
+        kept(&first.0);
+        assert!(routes::remove(&mut first.1).is_empty());
+        kept(&second.0);
+
+        // One that no longer wants the range, but others.
+        second.2.captured = nets(&["172.16.0.0/12"]);
+        routes::apply(&second.2, &mut second.1).unwrap();
+        kept(&third.0);
+        assert_eq!(routes::apply(&third.2, &mut third.1).unwrap(), routes::Applied::default());
+
+        assert!(routes::remove(&mut third.1).is_empty());
+        assert_eq!(device_to(&laptop, "10.9.9.9"), "lan");
+        assert!(routes::remove(&mut second.1).is_empty());
+    });
+    assert_eq!(routing(&laptop), before);
+}
+
+#[test]
 fn applying_again_makes_only_the_difference() {
     require_netns!();
     let (laptop, _router) = laptop();

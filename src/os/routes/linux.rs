@@ -95,9 +95,24 @@ pub(super) fn add_missing(plan: &[Change], journal: &mut Journal) -> io::Result<
 pub(super) fn undo(change: &Change) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     match change {
+        Change::Rule(rule) if is_shared(rule, &mut netlink)? => Ok(()),
         Change::Rule(rule) => netlink.remove_rule(rule_message(rule)),
         Change::Route(route) => netlink.remove_route(route_message(route)),
     }
+}
+
+/// Whether another session needs this rule too. The first rule of a captured range is the same for all sessions
+/// that capture it, and the kernel keeps one. Each takes its second rule away before, so the last one finds none.
+fn is_shared(rule: &Rule, netlink: &mut Netlink) -> io::Result<bool> {
+    if rule.suppress.is_none() {
+        return Ok(false);
+    }
+    let second = [destination_of(rule), Some(RuleAttribute::Priority(rule.priority + 1))];
+    let same_range = |other: &RuleMessage| {
+        other.header.dst_len == rule.to.prefix_len()
+            && second.iter().flatten().all(|attribute| other.attributes.contains(attribute))
+    };
+    Ok(netlink.rules(netlink::family(&rule.to))?.iter().any(|other| is_ours(other) && same_range(other)))
 }
 
 /// The unicast routes of the main table. Ours are in other tables.
@@ -189,9 +204,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message.header.family = netlink::family(&rule.to);
     message.header.dst_len = rule.to.prefix_len();
     message.header.action = RuleAction::ToTable;
-    if rule.to.prefix_len() > 0 {
-        message.attributes.push(RuleAttribute::Destination(rule.to.network()));
-    }
+    message.attributes.extend(destination_of(rule));
     message.attributes.push(RuleAttribute::Priority(rule.priority));
     message.attributes.push(RuleAttribute::Table(rule.table));
     message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
@@ -203,6 +216,11 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         message.attributes.push(RuleAttribute::FwMask(MARK));
     }
     message
+}
+
+/// None where the rule is for everything.
+fn destination_of(rule: &Rule) -> Option<RuleAttribute> {
+    (rule.to.prefix_len() > 0).then(|| RuleAttribute::Destination(rule.to.network()))
 }
 
 fn route_message(route: &Route) -> RouteMessage {
