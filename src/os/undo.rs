@@ -63,8 +63,8 @@ impl Journal {
             OpenOptions::new().append(true).create(true).truncate(false).mode(0o600).open(&draft)?;
         file.set_len(0)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        write_line(&mut file, &Owner::this_process()?)?;
-        let named = std::fs::hard_link(&draft, path);
+        let owner = Owner::this_process()?;
+        let named = write_line(&mut file, &owner).and_then(|()| std::fs::hard_link(&draft, path));
         std::fs::remove_file(&draft)?;
         named?;
         Ok(Self { path: path.to_owned(), file, changes: Vec::new() })
@@ -243,11 +243,16 @@ fn parse(text: &str) -> Option<(Owner, Vec<Change>)> {
     Some((owner, changes))
 }
 
+/// Writes a whole line or, where that fails, none: the next one must not be taken for the rest of a half.
 fn write_line(file: &mut File, line: &impl Serialize) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');
-    file.write_all(&bytes)?;
-    file.sync_data()
+    let before = file.metadata()?.len();
+    let written = file.write_all(&bytes).and_then(|()| file.sync_data());
+    if written.is_err() {
+        file.set_len(before)?;
+    }
+    written
 }
 
 impl fmt::Display for Change {
@@ -284,6 +289,10 @@ pub const EXTENSION: &str = "journal";
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     use super::*;
 
     fn scratch(test: &str) -> PathBuf {
@@ -365,6 +374,38 @@ mod tests {
         assert_eq!(found.unwrap()[0].undone, 2);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_record_that_found_no_room_hides_none_after_it() {
+        let dir = scratch("room");
+        // Writes beyond the limit are cut short there. The soft limit only: what is started may lift it.
+        let limited = r#"trap "" XFSZ; ulimit -S -f 1; exec "$0" --exact os::undo::tests::fill_a_journal"#;
+        let us = std::env::current_exe().unwrap();
+        let output = Command::new("sh").args(["-c", limited]).arg(us).env("FILL_IN", &dir).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+
+        let text = std::fs::read_to_string(dir.join("full.journal")).unwrap();
+        let (_, changes) = parse(&text).unwrap();
+        assert!(changes.len() > 2, "{text}");
+        assert_eq!(changes.len() + 1, text.lines().count(), "no half line: {text}");
+        assert_eq!(changes.last(), Some(&rule("10.0.0.0/8")), "recorded when there was room again");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Not a test of its own: what the test above starts.
+    #[test]
+    fn fill_a_journal() {
+        let Some(dir) = std::env::var_os("FILL_IN") else { return };
+        let mut journal = Journal::create(&Path::new(&dir).join("full.journal")).unwrap();
+        let full = (0..=255).find_map(|n| journal.record(&route(&format!("10.{n}.0.0/16"))).err());
+        assert_eq!(full.unwrap().kind(), io::ErrorKind::FileTooLarge);
+        let recorded = journal.changes().len();
+
+        let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+        setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum }).unwrap();
+        journal.record(&rule("10.0.0.0/8")).unwrap();
+        assert_eq!(journal.changes().len(), recorded + 1, "what was not written is not in the list");
     }
 
     #[test]
