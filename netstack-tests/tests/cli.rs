@@ -330,9 +330,58 @@ fn a_dead_session_is_told_from_a_running_one() {
     let down = place.run(&["down", "--session-name", "default"]);
 
     assert_eq!((code(&status), code(&down)), (3, 3));
-    assert!(err(&status).contains("died without cleaning up"), "{}", err(&status));
+    assert!(out(&status).contains("default: died without cleaning up"), "{}", out(&status));
     assert!(err(&down).contains("died without cleaning up"), "{}", err(&down));
     assert!(err(&down).contains("try: "), "{}", err(&down));
+}
+
+#[test]
+fn a_session_that_gives_no_answer_is_listed_with_the_reason() {
+    let place = Place::new();
+    let well = Session::start_with(&place, "well", "172.16.0.0/12", State::Up);
+    let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let mut ill = registry::claim(place.dir(), &plan("ill", "10.0.0.0/8"), owner, 7).unwrap();
+    ill.set_device("ssmp9").unwrap();
+    // It hangs up on everybody.
+    let listener = UnixListener::bind(ill.socket()).unwrap();
+    thread::spawn(move || listener.incoming().for_each(drop));
+    drop(UnixListener::bind(place.dir().join("dead.sock")).unwrap());
+
+    let shown = place.run(&["status"]);
+    let json = place.run(&["status", "--json"]);
+    let alone = place.run(&["status", "--session-name", "ill"]);
+
+    assert_eq!((code(&shown), code(&json), code(&alone)), (1, 1, 1));
+    let shown = out(&shown);
+    let row = |name: &str| {
+        let line = shown.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(row("well")[2], "up");
+    assert_eq!(row("ill")[1..5], ["i-0123456789abcdef0", "not answering", "ssmp9", "10.0.0.0/8"], "{shown}");
+    assert_eq!(row("dead")[1..5], ["-", "dead", "-", "-"], "{shown}");
+    assert!(shown.contains("ill: ended before it answered\n"), "{shown}");
+    let alone = (out(&alone), err(&alone));
+    assert!(
+        alone.0.contains("not answering") && alone.1.starts_with("error: session ill ended"),
+        "{alone:?}"
+    );
+
+    let json: Value = serde_json::from_str(&out(&json)).unwrap();
+    let listed: Vec<_> =
+        json["sessions"].as_array().unwrap().iter().map(|s| (&s["name"], &s["state"])).collect();
+    let expected = [("well", "up"), ("dead", "dead"), ("ill", "not_answering")];
+    assert_eq!(listed.len(), 3, "{json}");
+    assert!(
+        listed.iter().zip(expected).all(|(found, wanted)| *found.0 == wanted.0 && *found.1 == wanted.1),
+        "{json}"
+    );
+    let ill_json = &json["sessions"][2];
+    assert_eq!(ill_json["last_error"], "ended before it answered");
+    assert_eq!((&ill_json["pid"], &ill_json["started_at"]), (&std::process::id().into(), &7.into()));
+    assert_eq!(ill_json["cidr"], serde_json::json!(["10.0.0.0/8"]));
+    well.end();
+    drop(ill);
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod print;
 mod down;
 mod flows;
 mod log;
+mod silent;
 mod status;
 mod up;
 mod version;

@@ -8,11 +8,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::print::{self, Printer};
+use super::silent::Silent;
 use crate::config::SessionName;
 use crate::control::client::{self, Fault};
 use crate::control::{self, SCHEMA, State};
 use crate::error::{Exit, UserError};
 use crate::flows::NO_PING;
+use crate::session::registry;
 
 /// Show the running sessions and how they are
 #[derive(Debug, Args)]
@@ -22,7 +24,8 @@ Examples:
   ssm-proxy status --watch
   ssm-proxy status --json | jq '.sessions[].state'
 
-Ends with 0 when all sessions are up, 3 when none is running, 6 when one is not connected.")]
+Ends with 0 when all sessions are up, 1 when one does not answer, 3 when none is running, 6 when one is not
+connected.")]
 pub(super) struct Status {
     /// One JSON object; with --watch, one per line
     #[arg(long)]
@@ -60,10 +63,10 @@ pub(super) fn run(args: Status, print: &Printer) -> anyhow::Result<Exit> {
 /// How often `--watch` shows again.
 pub(super) const EVERY: Duration = Duration::from_secs(2);
 
-/// What the sessions said, and which of them could not be asked.
+/// What the sessions said, and which of them said nothing.
 struct Found {
     sessions: Vec<control::Status>,
-    silent: Vec<(SessionName, Fault)>,
+    silent: Vec<Silent>,
     /// Set when the user asked for one session only.
     only: Option<SessionName>,
 }
@@ -72,6 +75,9 @@ impl Found {
     fn exit(&self) -> Exit {
         if let Some(failure) = self.failure() {
             return failure.exit;
+        }
+        if self.silent.iter().any(Silent::is_at_fault) {
+            return Exit::Failure;
         }
         match self.sessions.iter().all(|session| matches!(session.state, State::Up | State::Idle)) {
             true => Exit::Ok,
@@ -84,9 +90,9 @@ impl Found {
         if !self.sessions.is_empty() {
             return None;
         }
-        let alive = self.silent.iter().find(|(_, fault)| !matches!(fault, Fault::Absent | Fault::Dead));
+        let alive = self.silent.iter().find(|session| session.is_alive());
         Some(match (alive, &self.only) {
-            (Some((name, fault)), _) => fault.explain(name.as_str()),
+            (Some(session), _) => session.explain(),
             (None, Some(name)) => UserError::new(Exit::NotRunning, format!("session {name} is not running")),
             (None, None) => super::none_running(),
         })
@@ -98,7 +104,9 @@ fn look(args: &Status) -> anyhow::Result<Found> {
     for entry in super::chosen(args.session_name.as_ref())? {
         match client::status(&entry.socket) {
             Ok(status) => sessions.push(status),
-            Err(fault) => silent.push((entry.name, fault)),
+            // It came to its end while it was asked.
+            Err(Fault::Closed) if !registry::is_listed(&entry) => {}
+            Err(fault) => silent.extend(Silent::new(entry, fault)),
         }
     }
     Ok(Found { sessions, silent, only: args.session_name.clone() })
@@ -106,33 +114,30 @@ fn look(args: &Status) -> anyhow::Result<Found> {
 
 fn show(args: &Status, found: &Found, before: &Traffic, print: &Printer) -> anyhow::Result<()> {
     if args.json {
-        return print.json(&Document { schema: SCHEMA, sessions: &found.sessions });
+        let answered = found.sessions.iter().map(Listed::Answered);
+        let silent = found.silent.iter().map(|session| Listed::Silent(session.json()));
+        return print
+            .json(&Document { schema: SCHEMA, sessions: answered.chain(silent).collect::<Vec<_>>() });
     }
-    if !found.sessions.is_empty() {
-        print.data(&text(&found.sessions, args.watch.then_some(before)))?;
+    if !found.sessions.is_empty() || !found.silent.is_empty() {
+        print.data(&text(found, args.watch.then_some(before)))?;
     } else if args.watch {
         print.data("no session is running")?;
-    }
-    for (name, fault) in &found.silent {
-        match fault {
-            // Said by the exit code and the error already.
-            Fault::Absent => {}
-            Fault::Dead
-            | Fault::Denied
-            | Fault::Silent
-            | Fault::Closed
-            | Fault::Garbled(_)
-            | Fault::Refused(_)
-            | Fault::Failed(_) => print.warn(&format!("session {name}: {fault}")),
-        }
     }
     Ok(())
 }
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct Document<T> {
     schema: u32,
-    sessions: &'a [control::Status],
+    sessions: T,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Listed<'a, T> {
+    Answered(&'a control::Status),
+    Silent(T),
 }
 
 /// Bytes sent and received by session, at the last look.
@@ -143,10 +148,17 @@ fn traffic(sessions: &[control::Status]) -> Traffic {
 }
 
 /// Sessions, then their lanes, then what went wrong. With `before`, the speed since then.
-fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
+fn text(found: &Found, before: Option<&Traffic>) -> String {
+    let Found { sessions, silent, .. } = found;
     let mut headings = vec!["SESSION", "VIA", "STATE", "DEVICE", "CIDR", "UPTIME", "TX/RX", "FLOWS"];
     headings.extend(before.map(|_| "SPEED TX/RX"));
-    let rows = sessions.iter().map(|session| row(session, before)).collect();
+    let silent_row = |session: &Silent| {
+        let mut row = session.row();
+        row.resize(headings.len(), "-".to_owned());
+        row
+    };
+    let rows =
+        sessions.iter().map(|session| row(session, before)).chain(silent.iter().map(silent_row)).collect();
     let mut parts = vec![print::table(&headings, &[], rows)];
     let lanes: Vec<_> =
         sessions.iter().flat_map(|s| s.lanes.iter().map(|lane| lane_row(&s.name, lane))).collect();
@@ -181,11 +193,12 @@ fn text(sessions: &[control::Status], before: Option<&Traffic>) -> String {
     if !dropped.is_empty() {
         parts.push(dropped.join("\n"));
     }
-    parts.push(sessions.iter().map(story).collect::<Vec<_>>().join("\n"));
-    let errors: Vec<_> = sessions
-        .iter()
-        .filter_map(|session| Some(format!("{}: {}", session.name, last_error(session)?)))
-        .collect();
+    if !sessions.is_empty() {
+        parts.push(sessions.iter().map(story).collect::<Vec<_>>().join("\n"));
+    }
+    let last_error = |session: &control::Status| Some(format!("{}: {}", session.name, last_error(session)?));
+    let errors: Vec<_> =
+        sessions.iter().filter_map(last_error).chain(silent.iter().map(Silent::why)).collect();
     if !errors.is_empty() {
         parts.push(errors.join("\n"));
     }
@@ -323,10 +336,11 @@ fn state(state: State) -> &'static str {
 mod tests {
     use super::*;
     use crate::control::tests::status;
+    use crate::session::registry::Entry;
 
     #[test]
     fn a_session_and_its_lane_read_without_colour() {
-        let text = text(&[status("prod")], None);
+        let text = text(&found([status("prod")]), None);
 
         assert_eq!(
             text,
@@ -357,7 +371,7 @@ prod: trunk resumed 1 times, begun anew 0 times, 0B sent again, 0B came twice, 0
             turn(5, State::Up, "connected again"),
         ];
 
-        let text = text(&[session], None);
+        let text = text(&found([session]), None);
 
         let told: Vec<&str> = text.lines().filter(|line| line.starts_with("prod: ")).collect();
         assert_eq!(
@@ -375,13 +389,13 @@ prod: trunk resumed 1 times, begun anew 0 times, 0B sent again, 0B came twice, 0
     fn dropped_packets_are_one_line_by_reason() {
         let mut dropping = status("prod");
         dropping.packets_dropped.insert("multicast".to_owned(), 12);
-        assert!(!text(&[dropping.clone()], None).contains("dropped"));
+        assert!(!text(&found([dropping.clone()]), None).contains("dropped"));
 
         dropping.packets_dropped.insert("checksum".to_owned(), 3);
         dropping.packets_dropped.insert("pending_full".to_owned(), 4000);
 
         let line = "prod: packets dropped: checksum 3, pending_full 4000";
-        assert!(text(&[dropping], None).lines().any(|shown| shown == line));
+        assert!(text(&found([dropping]), None).lines().any(|shown| shown == line));
     }
 
     #[test]
@@ -390,10 +404,10 @@ prod: trunk resumed 1 times, begun anew 0 times, 0B sent again, 0B came twice, 0
         let before = traffic(&[later.clone()]);
         later.bytes_rx += 3_000_000;
 
-        assert!(text(&[later.clone()], Some(&before)).contains("0B/s / 1.5MB/s"));
+        assert!(text(&found([later.clone()]), Some(&before)).contains("0B/s / 1.5MB/s"));
         later.pid += 1;
         assert!(
-            !text(&[later], Some(&before)).contains("1.5MB/s"),
+            !text(&found([later]), Some(&before)).contains("1.5MB/s"),
             "another process counts from its own start"
         );
     }
@@ -401,10 +415,10 @@ prod: trunk resumed 1 times, begun anew 0 times, 0B sent again, 0B came twice, 0
     #[test]
     fn a_session_that_cannot_ping_says_why() {
         let mut session = status("prod");
-        assert!(!text(&[session.clone()], None).contains("ping"));
+        assert!(!text(&found([session.clone()]), None).contains("ping"));
         session.counters.insert("echo_prohibited".to_owned(), 1);
         let line = format!("prod: ping does not work: {NO_PING}");
-        assert!(text(&[session], None).lines().any(|shown| shown == line));
+        assert!(text(&found([session]), None).lines().any(|shown| shown == line));
     }
 
     #[test]
@@ -425,15 +439,28 @@ prod: trunk resumed 1 times, begun anew 0 times, 0B sent again, 0B came twice, 0
 
     #[test]
     fn exit_codes_follow_the_states() {
-        let found = |states: &[State]| Found {
-            sessions: states.iter().map(|state| control::Status { state: *state, ..status("a") }).collect(),
-            silent: Vec::new(),
-            only: None,
+        let exit = |states: &[State], faults: Vec<Fault>| {
+            let sessions = states.iter().map(|state| control::Status { state: *state, ..status("a") });
+            Found { silent: faults.into_iter().filter_map(silent).collect(), ..found(sessions) }.exit()
         };
 
-        assert_eq!(found(&[]).exit(), Exit::NotRunning);
-        assert_eq!(found(&[State::Up, State::Up]).exit(), Exit::Ok);
-        assert_eq!(found(&[State::Up, State::Reconnecting]).exit(), Exit::Degraded);
-        assert_eq!(found(&[State::Connecting]).exit(), Exit::Degraded);
+        assert_eq!(exit(&[], vec![]), Exit::NotRunning);
+        assert_eq!(exit(&[State::Up, State::Up], vec![]), Exit::Ok);
+        assert_eq!(exit(&[State::Up, State::Reconnecting], vec![]), Exit::Degraded);
+        assert_eq!(exit(&[State::Connecting], vec![]), Exit::Degraded);
+        assert_eq!(exit(&[State::Up], vec![Fault::Absent, Fault::Dead]), Exit::Ok);
+        assert_eq!(exit(&[State::Up], vec![Fault::Denied]), Exit::Ok, "another user's is not ours to judge");
+        assert_eq!(exit(&[State::Reconnecting], vec![Fault::Silent]), Exit::Failure);
+        assert_eq!(exit(&[], vec![Fault::Dead, Fault::Silent]), Exit::Failure);
+        assert_eq!(exit(&[], vec![Fault::Denied]), Exit::Privileges);
+        assert_eq!(exit(&[], vec![Fault::Dead]), Exit::NotRunning);
+    }
+
+    fn found(sessions: impl IntoIterator<Item = control::Status>) -> Found {
+        Found { sessions: sessions.into_iter().collect(), silent: Vec::new(), only: None }
+    }
+
+    fn silent(fault: Fault) -> Option<Silent> {
+        Silent::new(Entry { name: "b".parse().unwrap(), socket: "s".into(), meta: None }, fault)
     }
 }

@@ -74,7 +74,7 @@ impl fmt::Display for Fault {
             Self::Absent => f.write_str("not running"),
             Self::Dead => f.write_str("died without cleaning up"),
             Self::Denied => f.write_str("belongs to another user"),
-            Self::Silent => f.write_str("does not answer"),
+            Self::Silent => write!(f, "no answer within {} s", DEADLINE.as_secs()),
             Self::Closed => f.write_str("ended before it answered"),
             Self::Garbled(how) => write!(f, "unknown answer: {how}"),
             Self::Refused(message) => write!(f, "refused: {message}"),
