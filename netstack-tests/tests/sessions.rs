@@ -613,6 +613,9 @@ fn refusals_of_aws_are_told_in_the_users_words() {
     world.session(&[]).end(Signal::INT).unwrap();
     (0..8).for_each(|_| start(ApiFailure::Throttling));
     fails(&mut world.up(&[]), 1, &["AWS is throttling ssm:StartSession", "try: wait"]);
+    world.simulator.expire_credentials();
+    let told = fails(&mut world.up(&[]), 4, &["keys in the environment have expired", "try: set fresh"]);
+    assert!(!told.contains("sso"), "{told}");
     world.assert_untouched("every refusal");
 }
 
@@ -759,7 +762,7 @@ fn a_lost_connection_and_its_return_are_told_once() {
 }
 
 #[test]
-fn a_login_that_has_expired_is_told_and_a_new_one_is_used() {
+fn keys_that_have_expired_are_told_and_new_ones_are_used() {
     require_netns!();
     let world = World::fast();
     let home = world.vpc.dir.path().to_owned();
@@ -775,8 +778,8 @@ fn a_login_that_has_expired_is_told_and_a_new_one_is_used() {
     let session = world.simulator.active_sessions().remove(0).id;
     world.simulator.end_session(&session, "the maximum duration is over");
     let told = client.wait_for("not reconnected yet", DEADLINE).unwrap();
-    assert!(told.contains("login of profile sim has expired"), "{told}");
-    assert!(told.contains("run: aws sso login --profile sim"), "{told}");
+    assert!(told.contains("the AWS keys of profile sim have expired"), "{told}");
+    assert!(told.contains("; try: put fresh keys") && told.contains("[sim] in ~/.aws/credentials"), "{told}");
     let status = world.vpc.status().unwrap();
     assert!(status["last_error"].as_str().unwrap().contains("expired"), "{status}");
 

@@ -103,7 +103,7 @@ pub(super) fn happening(happening: &Happening, plan: &Plan, known: &Known, way: 
             let cause = told.causes.first().map(|cause| format!(": {cause}")).unwrap_or_default();
             let now = match (told.exit, told.hint) {
                 // What nobody but the user can mend.
-                (Exit::Credentials | Exit::Conflict, Some(hint)) => format!("; run: {hint}"),
+                (Exit::Credentials | Exit::Conflict, Some(hint)) => format!("; try: {hint}"),
                 (_, _) => String::new(),
             };
             Progress::Warn(format!("not reconnected yet: {}{cause}{now} (it keeps trying)", told.what))

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::api_error::{ApiError, Subject, Surroundings, classify};
 use super::connect::Network;
 use super::http::SdkHttp;
+use super::key_source::KeySource;
 use super::keys::Keys;
 use super::profiles;
 use super::stream_url::StreamUrl;
@@ -105,11 +106,7 @@ impl Api {
         let profile = config.profile.clone().or_else(|| variable("AWS_PROFILE"));
         let wanted = config.clone();
         let sdk = load(&config).await;
-        let mut surroundings = Surroundings {
-            profile: profile.unwrap_or_else(|| DEFAULT_PROFILE.to_owned()),
-            region: String::new(),
-            ..known_profiles()
-        };
+        let mut surroundings = surroundings(profile.unwrap_or_else(|| DEFAULT_PROFILE.to_owned()));
         let region = sdk.region().map(ToString::to_string).ok_or_else(|| surroundings.no_region())?;
         surroundings.region.clone_from(&region);
         Ok(Self(Arc::new(Inner {
@@ -354,14 +351,18 @@ pub fn ca_bundle(profile: Option<&str>) -> Option<PathBuf> {
     bundle.map(PathBuf::from)
 }
 
-/// The profiles of the files that the SDK reads.
-fn known_profiles() -> Surroundings {
+/// What the environment and the files that the SDK reads say of a profile, but for its region.
+fn surroundings(profile: String) -> Surroundings {
     let config = config_file();
     let credentials = aws_file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+    let in_environment =
+        ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(variable).iter().all(Option::is_some);
     Surroundings {
+        region: String::new(),
         profiles: profiles::names(&config, &credentials),
         with_mfa: profiles::with_mfa(&config),
-        ..Surroundings::default()
+        keys: KeySource::of(&profile, in_environment, &config, &credentials),
+        profile,
     }
 }
 

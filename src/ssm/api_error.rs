@@ -6,6 +6,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
 
 use super::connect::ConnectError;
+use super::key_source::KeySource;
 
 /// Why a call to AWS failed. `Display` is one line; [`causes`](Self::causes) and
 /// [`hint`](Self::hint) say the rest.
@@ -15,8 +16,8 @@ pub enum ApiError {
     NoRegion { hint: String },
     #[error("there are no usable AWS credentials for profile {profile}")]
     NoCredentials { profile: String, detail: String, hint: String },
-    #[error("the AWS login of profile {profile} has expired or is missing")]
-    Expired { profile: String, detail: String, hint: String },
+    #[error("{what}")]
+    Expired { what: String, detail: String, hint: String },
     #[error("AWS does not allow {action}")]
     AccessDenied { action: &'static str, message: String },
     #[error("{target} is not connected to Session Manager")]
@@ -147,6 +148,7 @@ pub(super) struct Surroundings {
     pub(super) profiles: Vec<String>,
     /// Those of them that want an MFA code.
     pub(super) with_mfa: Vec<String>,
+    pub(super) keys: KeySource,
 }
 
 impl Surroundings {
@@ -159,9 +161,12 @@ impl Surroundings {
         let (profile, mut detail) = (self.profile.clone(), chain(error).join(": "));
         let lower = detail.to_lowercase();
         let mut words = lower.split(|c: char| !c.is_alphanumeric());
-        if lower.contains("expired") || words.any(|word| word.starts_with("sso")) {
-            let hint = format!("aws sso login --profile {profile}");
-            return ApiError::Expired { profile, detail, hint };
+        let of_sign_on = words.any(|word| word.starts_with("sso"));
+        if of_sign_on && !matches!(self.keys, KeySource::SignOn(_)) {
+            return expired(&KeySource::SignOn(profile.clone()), &profile, detail);
+        }
+        if of_sign_on || lower.contains("expired") {
+            return expired(&self.keys, &profile, detail);
         }
         if self.with_mfa.contains(&profile) {
             let detail =
@@ -189,6 +194,10 @@ impl Surroundings {
         };
         ApiError::NoCredentials { profile, detail, hint }
     }
+}
+
+fn expired(keys: &KeySource, profile: &str, detail: String) -> ApiError {
+    ApiError::Expired { what: keys.expired(profile), detail, hint: keys.renewal(profile) }
 }
 
 /// The error of a call, in the user's words.
@@ -236,8 +245,7 @@ fn of_service(subject: &Subject<'_>, code: &str, message: String) -> ApiError {
         }
         "AccessDeniedException" | "AccessDenied" => ApiError::AccessDenied { action, message },
         "ExpiredTokenException" | "ExpiredToken" | "RequestExpired" => {
-            let hint = format!("aws sso login --profile {profile}");
-            ApiError::Expired { profile, detail: message, hint }
+            expired(&surroundings.keys, &profile, message)
         }
         "UnrecognizedClientException"
         | "InvalidClientTokenId"
@@ -290,14 +298,26 @@ mod tests {
     }
 
     #[test]
-    fn expired_tokens_name_the_login_command() {
-        for code in ["ExpiredTokenException", "ExpiredToken", "RequestExpired"] {
-            let error = service(code, "The security token included in the request is expired");
-            assert_eq!(
-                (error.exit_code(), error.hint().as_str()),
-                (4, "aws sso login --profile dev"),
-                "{code}"
-            );
+    fn expired_tokens_name_what_renews_them() {
+        for (keys, words) in [
+            (
+                KeySource::SignOn("dev".into()),
+                ["the AWS login of profile dev", "aws sso login --profile dev"],
+            ),
+            (KeySource::Environment, ["the AWS keys in the environment have expired", "AWS_SESSION_TOKEN"]),
+            (
+                KeySource::Profile("dev".into()),
+                ["the AWS keys of profile dev have", "[dev] in ~/.aws/credentials"],
+            ),
+        ] {
+            let surroundings = Surroundings { keys, ..surroundings() };
+            for code in ["ExpiredTokenException", "ExpiredToken", "RequestExpired"] {
+                let told = "The security token included in the request is expired";
+                let error = service_in(&surroundings, code, told);
+                assert_eq!((error.exit_code(), error.causes()), (4, vec![told.to_owned()]), "{code}");
+                let [what, hint] = words;
+                assert!(error.to_string().contains(what) && error.hint().contains(hint), "{error:?}");
+            }
         }
     }
 
@@ -371,9 +391,13 @@ mod tests {
     }
 
     fn service(code: &str, message: &str) -> ApiError {
+        service_in(&surroundings(), code, message)
+    }
+
+    fn service_in(surroundings: &Surroundings, code: &str, message: &str) -> ApiError {
         let meta = ErrorMetadata::builder().code(code).message(message).build();
         let error = SdkError::<_, ()>::service_error(StartSessionError::generic(meta), ());
-        classify(&subject(&surroundings()), &error)
+        classify(&subject(surroundings), &error)
     }
 
     fn surroundings() -> Surroundings {

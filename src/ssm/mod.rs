@@ -19,6 +19,7 @@ pub mod channel;
 pub mod connect;
 pub mod handshake;
 pub mod http;
+mod key_source;
 mod keys;
 pub mod message;
 mod profiles;

@@ -16,20 +16,48 @@ pub(super) fn names(config: &str, credentials: &str) -> Vec<String> {
 
 /// The profiles of the config file that ask for an MFA code.
 pub(super) fn with_mfa(config: &str) -> Vec<String> {
-    settings(config).filter(|(_, key, _)| *key == "mfa_serial").map(|(profile, ..)| profile).collect()
+    settings(config, in_config)
+        .filter(|(_, key, _)| *key == "mfa_serial")
+        .map(|(profile, ..)| profile)
+        .collect()
 }
 
 /// What the config file says of `key` for a profile.
 pub(super) fn setting<'a>(config: &'a str, profile: &str, key: &str) -> Option<&'a str> {
-    settings(config).find(|(of, name, _)| of == profile && *name == key).map(|(.., value)| value)
+    find(settings(config, in_config), profile, key)
+}
+
+/// What the credentials file says of `key` for a profile.
+pub(super) fn credential<'a>(credentials: &'a str, profile: &str, key: &str) -> Option<&'a str> {
+    find(settings(credentials, in_credentials), profile, key)
+}
+
+fn find<'a>(
+    mut settings: impl Iterator<Item = (String, &'a str, &'a str)>,
+    profile: &str,
+    key: &str,
+) -> Option<&'a str> {
+    settings.find(|(of, name, _)| of == profile && *name == key).map(|(.., value)| value)
+}
+
+/// The profile that a heading of the config file begins.
+fn in_config(heading: &str) -> Option<String> {
+    names(heading, "").pop()
+}
+
+fn in_credentials(heading: &str) -> Option<String> {
+    names("", heading).pop()
 }
 
 /// The lines of profiles: whose, key and value.
-fn settings(config: &str) -> impl Iterator<Item = (String, &str, &str)> {
+fn settings(
+    text: &str,
+    profile_of: fn(&str) -> Option<String>,
+) -> impl Iterator<Item = (String, &str, &str)> {
     let mut profile = None;
-    config.lines().map(str::trim).filter_map(move |line| {
+    text.lines().map(str::trim).filter_map(move |line| {
         if line.starts_with('[') {
-            profile = names(line, "").pop();
+            profile = profile_of(line);
             return None;
         }
         let (key, value) = line.split_once('=')?;
@@ -66,6 +94,7 @@ mod tests {
         assert_eq!(setting(config, "dev", "ca_bundle"), Some("/b c.pem"));
         assert_eq!(setting(config, "dev", "region"), Some(""));
         assert_eq!(setting(config, "x", "ca_bundle"), None);
+        assert_eq!(credential("[dev]\nkey = v # w\n[profile dev]\nkey=x\n", "dev", "key"), Some("v"));
     }
 
     #[test]
