@@ -22,12 +22,14 @@ pub(super) struct Keeper {
     gate: Gate,
     lanes: Vec<Slot>,
     dials: usize,
+    /// That of the next dial.
+    round: Round,
     /// The most lanes the agent takes; one until it has said so, for only the first can make the trunk.
     most: usize,
     /// Connections are open.
     busy: bool,
     idle_since: Instant,
-    /// Dials that failed in a row while there was no lane.
+    /// Rounds that failed in a row while there was no lane.
     failures: u32,
     /// The last lane was lost, or a dial failed, and nothing was there any more.
     end: Option<End>,
@@ -49,11 +51,15 @@ enum Condition {
     Leaving { drop_at: Instant },
 }
 
+/// Dials that began before the first of them failed: what they met is one failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Round(u64);
+
 /// What the driver is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Make a lane; `dialled` or `dial_failed` follows.
-    Dial,
+    Dial(Round),
     /// Put nothing new on it.
     Retire(LaneId),
     /// Close it; it is forgotten here.
@@ -86,7 +92,7 @@ impl Why {
 pub enum End {
     /// The connection was lost and is not to be made anew.
     Lost,
-    /// So many tries have failed in a row.
+    /// So many tries have failed in a row; those that were under way together are one.
     Tries(u32),
 }
 
@@ -98,6 +104,7 @@ impl Keeper {
             plan,
             lanes: Vec::new(),
             dials: 0,
+            round: Round(0),
             most: 1,
             busy: false,
             idle_since: now,
@@ -116,9 +123,17 @@ impl Keeper {
         self.lanes.push(Slot { lane, since: now, replace_at, condition: Condition::Good });
     }
 
-    pub(super) fn dial_failed(&mut self, throttled: bool, random: u32, now: Instant) {
+    /// A dial of this round failed; `None` where that is not known.
+    pub(super) fn dial_failed(&mut self, round: Option<Round>, throttled: bool, random: u32, now: Instant) {
         self.dials = self.dials.saturating_sub(1);
-        self.gate.failed(throttled, random, now);
+        let is_news = round.is_none_or(|round| round == self.round);
+        if is_news || throttled {
+            self.gate.failed(throttled, random, now);
+        }
+        if !is_news {
+            return;
+        }
+        self.round.0 += 1;
         if self.lanes.is_empty() {
             self.failures = self.failures.saturating_add(1);
             if self.plan.max_retries > 0 && self.failures >= self.plan.max_retries {
@@ -227,7 +242,7 @@ impl Keeper {
         if self.is_short(target, now) && self.gate.opens_at(self.dials, now).is_some_and(|at| at <= now) {
             self.dials += 1;
             self.gate.asked(now);
-            return Some(Action::Dial);
+            return Some(Action::Dial(self.round));
         }
         (self.staying().count() > target).then(|| self.dismiss(now)).flatten()
     }
@@ -320,13 +335,24 @@ mod tests {
         retired: Vec<u64>,
         span: Option<Duration>,
         dials: u32,
+        /// Those of the dials, the oldest first.
+        rounds: Vec<Round>,
     }
 
     impl World {
         fn new(plan: LanePlan) -> Self {
             let now = Instant::now();
             let keeper = Keeper::new(plan, now);
-            Self { keeper, now, next: 0, carrying: vec![], retired: vec![], span: None, dials: 0 }
+            Self {
+                keeper,
+                now,
+                next: 0,
+                carrying: vec![],
+                retired: vec![],
+                span: None,
+                dials: 0,
+                rounds: vec![],
+            }
         }
 
         fn with(count: LaneCount) -> Self {
@@ -339,7 +365,10 @@ mod tests {
             for _ in 0..100 {
                 match self.keeper.poll_action(self.now) {
                     None => return rare,
-                    Some(Action::Dial) => self.dials += 1,
+                    Some(Action::Dial(round)) => {
+                        self.dials += 1;
+                        self.rounds.push(round);
+                    }
                     Some(Action::Retire(LaneId(lane))) => self.retired.push(lane),
                     Some(Action::Drop(LaneId(lane), why)) => {
                         self.carrying.retain(|live| *live != lane);
@@ -360,6 +389,7 @@ mod tests {
         fn succeed(&mut self) -> u64 {
             assert!(self.dials > 0, "nothing was dialled");
             self.dials -= 1;
+            self.rounds.remove(0);
             self.next += 1;
             self.carrying.push(self.next);
             self.keeper.dialled(LaneId(self.next), 16, self.span, self.now);
@@ -368,7 +398,8 @@ mod tests {
 
         fn fail(&mut self, throttled: bool) {
             self.dials -= 1;
-            self.keeper.dial_failed(throttled, u32::MAX, self.now);
+            let round = self.rounds.remove(0);
+            self.keeper.dial_failed(Some(round), throttled, u32::MAX, self.now);
         }
 
         /// A lane that has lived for a while is gone.
@@ -608,6 +639,45 @@ mod tests {
             world.fail(false);
             world.after(10 * SECOND);
         }
+        assert_eq!(world.act(), [Action::GiveUp(End::Tries(3))]);
+    }
+
+    #[test]
+    fn dials_that_fail_together_are_one_try_and_double_the_pause_once() {
+        let plan = LanePlan { max_retries: 3, count: LaneCount::Exactly(2), ..LanePlan::default() };
+        let mut world = World::new(plan);
+        world.settle();
+        (1..=2).for_each(|lane| world.lose(lane));
+        for pause in [100, 200] {
+            assert!(world.act().is_empty());
+            assert_eq!(world.dials, 2);
+            world.fail(false);
+            world.after(Duration::from_millis(1)).fail(false);
+            assert!(world.act().is_empty());
+            let opens = world.keeper.poll_timeout(world.now).unwrap();
+            assert_eq!((opens - world.now).as_millis(), pause - 1);
+            world.now = opens;
+        }
+        assert!(world.act().is_empty());
+        world.fail(false);
+        assert_eq!(world.act(), [Action::GiveUp(End::Tries(3))]);
+    }
+
+    #[test]
+    fn a_dial_that_hangs_does_not_hide_the_failures_beside_it() {
+        let plan = LanePlan { max_retries: 3, count: LaneCount::Exactly(2), ..LanePlan::default() };
+        let mut world = World::new(plan);
+        world.settle();
+        (1..=2).for_each(|lane| world.lose(lane));
+        assert!(world.act().is_empty());
+        let hanging = world.rounds.remove(0);
+        for _ in 1..3 {
+            world.fail(false);
+            assert!(world.after(10 * SECOND).act().is_empty());
+        }
+        world.keeper.dial_failed(Some(hanging), false, u32::MAX, world.now);
+        assert!(world.after(10 * SECOND).act().is_empty(), "it was counted with the first");
+        world.fail(false);
         assert_eq!(world.act(), [Action::GiveUp(End::Tries(3))]);
     }
 

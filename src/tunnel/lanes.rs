@@ -14,7 +14,7 @@ pub use super::dial::LaneError;
 use super::dial::{Dial, Dialled, Entry, Roster};
 use super::health::{Happening, HealthView, LaneFacts, Loss};
 pub use super::keeper::End;
-use super::keeper::{Action, Keeper, Why};
+use super::keeper::{Action, Keeper, Round, Why};
 use super::lessons::{Lesson, Lessons};
 use super::life::Life;
 use super::path::{Path, Session};
@@ -129,7 +129,7 @@ struct Hiccup {
 struct Keeping<'a> {
     keeper: Keeper,
     commands: &'a mpsc::Sender<Command>,
-    dials: JoinSet<Result<Dialled, LaneError>>,
+    dials: JoinSet<(Round, Result<Dialled, LaneError>)>,
     hiccups: (mpsc::Sender<Hiccup>, mpsc::Receiver<Hiccup>),
     /// More is to be carried than one lane idles away, since then.
     loaded: Option<Instant>,
@@ -239,7 +239,7 @@ impl Lanes {
 
     async fn act(&mut self, action: Action, keeping: &mut Keeping<'_>) -> Option<Fate> {
         match action {
-            Action::Dial => {
+            Action::Dial(round) => {
                 let config = &self.config;
                 let dial = Dial {
                     path: config.path.clone(),
@@ -255,7 +255,7 @@ impl Lanes {
                     roster: self.roster.clone(),
                     commands: keeping.commands.clone(),
                 };
-                keeping.dials.spawn_local(dial.run());
+                keeping.dials.spawn_local(async move { (round, dial.run().await) });
                 keeping.dialled_at = Some(engine::now());
             }
             Action::Retire(lane) => {
@@ -302,18 +302,18 @@ impl Lanes {
 
     async fn dialled(
         &mut self,
-        done: Result<Result<Dialled, LaneError>, JoinError>,
+        done: Result<(Round, Result<Dialled, LaneError>), JoinError>,
         keeping: &mut Keeping<'_>,
     ) -> Option<Fate> {
         if keeping.dials.is_empty() {
             keeping.dial_anew_at = None;
         }
         match done {
-            Ok(Ok(dialled)) => self.attach(dialled, keeping).await,
-            Ok(Err(error)) => return self.failed(error, keeping),
+            Ok((_, Ok(dialled))) => self.attach(dialled, keeping).await,
+            Ok((round, Err(error))) => return self.failed(round, error, keeping),
             Err(error) => {
                 debug!("a dial failed: {error}");
-                keeping.keeper.dial_failed(false, random(), engine::now());
+                keeping.keeper.dial_failed(None, false, random(), engine::now());
             }
         }
         None
@@ -374,7 +374,7 @@ impl Lanes {
         keeping.command(Command::Attach(attach)).await;
     }
 
-    fn failed(&mut self, error: LaneError, keeping: &mut Keeping<'_>) -> Option<Fate> {
+    fn failed(&mut self, round: Round, error: LaneError, keeping: &mut Keeping<'_>) -> Option<Fate> {
         debug!("no lane: {error}");
         if error.is_forgotten() {
             return Some(Fate::Forgotten);
@@ -384,7 +384,7 @@ impl Lanes {
             let _ = first.send(Err(error));
             return Some(Fate::Refused(reason));
         }
-        keeping.keeper.dial_failed(error.is_throttled(), random(), engine::now());
+        keeping.keeper.dial_failed(Some(round), error.is_throttled(), random(), engine::now());
         if self.held.iter().any(|held| !held.is_missing()) {
             // The others carry on; nobody needs to hear of it.
             return None;
