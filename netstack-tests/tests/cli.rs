@@ -452,6 +452,42 @@ fn colour_follows_the_flag() {
     assert!(!err(&no_color).contains('\u{1b}'), "{}", err(&no_color));
 }
 
+#[test]
+fn what_is_said_can_be_set_by_variables_and_a_flag_wins() {
+    let place = Place::new();
+    let run = |args: &[&str], variable: (&str, &str)| {
+        let [name, value] = [variable.0, variable.1];
+        place.command(args).env(name, value).env("NO_COLOR", "1").output().unwrap()
+    };
+    let coloured = |args: &[&str], value: &str| {
+        let output = run(args, ("SSM_PROXY_COLOR", value));
+        assert_eq!(code(&output), 3, "{}", err(&output));
+        err(&output).contains('\u{1b}')
+    };
+    assert!(coloured(&["status"], "always"));
+    assert!(!coloured(&["status", "--color", "never"], "always"));
+    assert!(coloured(&["--color", "always", "status"], "never"));
+
+    // `down` says what it did, and more of it with `--verbose`.
+    let said = |args: &[&str], variable: (&str, &str)| {
+        let session = Session::start(&place, "default", State::Up);
+        let output = run(args, variable);
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        assert!(session.was_told_to_end());
+        err(&output).lines().count()
+    };
+    let (some, more) =
+        (said(&["down"], ("SSM_PROXY_QUIET", "0")), said(&["down", "-v"], ("SSM_PROXY_QUIET", "0")));
+    assert!(0 < some && some < more, "{some} and {more} lines");
+    assert_eq!(said(&["down"], ("SSM_PROXY_QUIET", "1")), 0);
+    assert_eq!(said(&["down", "-v"], ("SSM_PROXY_QUIET", "1")), more);
+    assert_eq!(said(&["down"], ("SSM_PROXY_VERBOSE", "true")), more);
+    assert_eq!(said(&["down"], ("SSM_PROXY_DEBUG", "yes")), more);
+    assert_eq!(said(&["-q", "down"], ("SSM_PROXY_DEBUG", "1")), 0);
+    let unclear = run(&["down"], ("SSM_PROXY_QUIET", "perhaps"));
+    assert_eq!(code(&unclear), 2, "{}", err(&unclear));
+}
+
 /// A run directory of its own, and the binary that is shown nothing else.
 struct Place {
     dir: TempDir,

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _};
 
 use super::print::Printer;
@@ -34,7 +35,7 @@ impl Down {
     pub(super) fn prefer_flags(&mut self, is_flag: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
         if self.all && is_flag("session_name") {
             let conflict = "the argument '--all' cannot be used with '--session-name <NAME>'";
-            return Err(super::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, conflict));
+            return Err(super::Cli::command().error(ErrorKind::ArgumentConflict, conflict));
         }
         let all = self.all;
         self.session_name.take_if(|_| all);

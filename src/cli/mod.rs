@@ -13,6 +13,8 @@ mod version;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
@@ -49,20 +51,44 @@ struct Global {
     #[arg(long, global = true, value_name = "NAME", env = "SSM_PROXY_REGION", hide_env = true)]
     region: Option<String>,
     /// Say more
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, value_parser = BoolishValueParser::new(), env = "SSM_PROXY_VERBOSE", hide_env = true)]
     verbose: bool,
     /// Say everything that helps to find a fault
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = BoolishValueParser::new(), env = "SSM_PROXY_DEBUG", hide_env = true)]
     debug: bool,
     /// Say errors only
-    #[arg(short, long, global = true, conflicts_with_all = ["verbose", "debug"])]
+    #[arg(short, long, global = true, value_parser = BoolishValueParser::new(), env = "SSM_PROXY_QUIET", hide_env = true)]
     quiet: bool,
     /// When to use colour; auto follows NO_COLOR, TERM and whether it is a terminal
-    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorWhen::Auto)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t = ColorWhen::Auto,
+        env = "SSM_PROXY_COLOR",
+        hide_env = true
+    )]
     color: ColorWhen,
     /// Append the log to this file instead of writing it to stderr
     #[arg(long, global = true, value_name = "FILE", env = "SSM_PROXY_LOG_FILE", hide_env = true)]
     log_file: Option<PathBuf>,
+}
+
+impl Global {
+    /// A word on the command line about how much is said wins over the variables that say otherwise.
+    fn prefer_flags(&mut self, is_flag: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
+        let (quiet, loud) = (is_flag("quiet"), is_flag("verbose") || is_flag("debug"));
+        if quiet && !loud {
+            (self.verbose, self.debug) = (false, false);
+        }
+        self.quiet &= quiet || !loud;
+        if self.quiet && (self.verbose || self.debug) {
+            let conflict = "the argument '--quiet' cannot be used with '--verbose' or '--debug'";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, conflict));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,6 +108,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let Some((_, given)) = matches.subcommand() {
         let is_flag = |arg: &str| given.value_source(arg) == Some(ValueSource::CommandLine);
+        cli.global.prefer_flags(is_flag)?;
         match &mut cli.command {
             Command::Up(up) => up.prefer_flags(is_flag),
             Command::Down(down) => down.prefer_flags(is_flag)?,
@@ -186,10 +213,26 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_up_has_its_variable() {
+        let mut cli = Cli::command();
+        cli.build();
+        let up = cli.find_subcommand("up").unwrap();
+        let told =
+            up.get_arguments().filter(|option| !["help", "version"].contains(&option.get_id().as_str()));
+        for option in told {
+            let name = option.get_long().unwrap();
+            let variable = option.get_env().and_then(|name| name.to_str());
+            let expected = format!("SSM_PROXY_{}", name.to_uppercase().replace('-', "_"));
+            assert_eq!(variable, Some(expected.as_str()), "--{name}");
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for args in [
             &["up", "--instance", "i-0123456789abcdef0"][..],
             &["status", "--quiet", "--debug"],
+            &["--verbose", "status", "-q"],
             &["status", "--nonsense"],
             &["status", "--session-name", "../x"],
             &["down", "--all", "--session-name", "a"],
