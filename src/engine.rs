@@ -7,17 +7,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::engine::{
-    Command, Config, Engine, FlowPage, Kill, LaneNews, Ledger, Outcome, Pinging, Remains, Report,
-};
+use agent::engine::{Command, Config, Engine, FlowPage, Kill, Ledger, Outcome, Pinging, Remains, Report};
 use agent::local_end::LocalEnds;
 use agent::wire::Role;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::config::Keepalive;
 use crate::tunnel::lanes::{End, Fate, First, LaneError, Lanes, LanesConfig};
+use crate::tunnel::news;
 
 /// What the data thread is asked.
 pub enum Ask {
@@ -130,16 +129,12 @@ impl Session {
 
     async fn live<E: LocalEnds + 'static>(&mut self, remains: Remains<E>) -> Life<E> {
         let (commands, command_inbox) = mpsc::channel(16);
-        let (news_sender, mut news) = mpsc::channel(256);
+        let (teller, mut news) = news::channel();
         let config = Config {
             role: Role::Client,
             ping_interval: self.lanes.config.ping_interval,
             entropy: random_u64(),
-            on_lane: Box::new(move |item: LaneNews| {
-                if news_sender.try_send(item).is_err() {
-                    debug!("lane news nobody waits for");
-                }
-            }),
+            on_lane: Box::new(move |item| teller.tell(item)),
         };
         let pinging = match self.lanes.config.plan.keepalive {
             Keepalive::Auto => Pinging::WhileBusy,

@@ -17,6 +17,7 @@ pub use super::keeper::End;
 use super::keeper::{Action, Keeper, Round, Why};
 use super::lessons::{Lesson, Lessons};
 use super::life::Life;
+use super::news::News;
 use super::path::{Path, Session};
 use super::restarts::Restarts;
 use crate::config::{Keepalive, LanePlan};
@@ -183,11 +184,7 @@ impl Lanes {
     }
 
     /// Makes, replaces and closes lanes until the trunk ends.
-    pub async fn keep(
-        &mut self,
-        commands: &mpsc::Sender<Command>,
-        news: &mut mpsc::Receiver<LaneNews>,
-    ) -> Fate {
+    pub async fn keep(&mut self, commands: &mpsc::Sender<Command>, news: &mut News) -> Fate {
         let plan = LanePlan { lazy: self.asleep, ..self.config.plan.clone() };
         let mut keeping = Keeping {
             keeper: Keeper::new(plan, engine::now()),
@@ -216,7 +213,7 @@ impl Lanes {
             self.config.health.update(|health| health.lanes_wanted = target);
             let wake = keeping.wake();
             tokio::select! {
-                item = news.recv() => match item {
+                item = news.next() => match item {
                     Some(item) => self.hear(item, &mut keeping),
                     None => return Fate::Ended,
                 },

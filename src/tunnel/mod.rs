@@ -3,7 +3,8 @@
 //! What decides is pure: `keeper` (what is to be done about lanes now), with `wanted` (how many), `gate` (when one may be
 //! asked for), `restarts` (when a trunk may begin), `life` (when a lane is replaced by plan), `lessons` (what is remembered),
 //! `outage` and `history` (what is told).
-//! What acts: [`lanes`] does what the keeper says, `dial` makes one lane, [`path`] is what it is made of.
+//! What acts: [`lanes`] does what the keeper says and tells it what [`news`] there are, `dial` makes one lane, [`path`] is
+//! what it is made of.
 
 mod backoff;
 mod dial;
@@ -15,6 +16,7 @@ mod keeper;
 pub mod lanes;
 pub mod lessons;
 mod life;
+pub mod news;
 mod outage;
 pub mod path;
 mod restarts;

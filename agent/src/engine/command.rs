@@ -49,6 +49,19 @@ pub enum LaneNews {
     Demand(Demand),
 }
 
+impl LaneNews {
+    /// The lane it is about, if not the trunk.
+    pub fn lane(&self) -> Option<LaneId> {
+        match self {
+            Self::Attached { lane, .. }
+            | Self::Lost { lane, .. }
+            | Self::Stalled { lane }
+            | Self::Drained { lane } => Some(*lane),
+            Self::Busy(_) | Self::Demand(_) => None,
+        }
+    }
+}
+
 /// When lanes are asked whether they live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pinging {
