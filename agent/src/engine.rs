@@ -9,6 +9,7 @@ mod asked;
 mod command;
 mod flow;
 mod flows;
+mod greetings;
 mod in_blocks;
 mod lanes;
 mod ledger;
@@ -50,6 +51,8 @@ pub struct Engine<E> {
     role: Role,
     ping_interval: Duration,
     pinging: Pinging,
+    /// When the first of the lanes came, if there is one.
+    lanes_since: Option<Instant>,
     busy: bool,
     demand: Demand,
     fault: Option<MuxFault>,
@@ -72,6 +75,7 @@ impl<E: LocalEnds> Engine<E> {
             role: config.role,
             ping_interval: config.ping_interval,
             pinging: Pinging::default(),
+            lanes_since: None,
             busy: false,
             demand: Demand::default(),
             fault: None,
@@ -144,7 +148,14 @@ impl<E: LocalEnds> Engine<E> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        [self.trunk.poll_timeout(), self.flows.ends.poll_timeout()].into_iter().flatten().min()
+        [self.trunk.poll_timeout(), self.flows.ends.poll_timeout(), self.greeting_due()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn greeting_due(&self) -> Option<Instant> {
+        self.flows.greeting_due(self.lanes_since?)
     }
 
     /// Does what can be done now; false when nothing moved and all wakers are armed.
@@ -242,6 +253,7 @@ impl<E: LocalEnds> Engine<E> {
         self.lose(lane, "another lane took its name".to_owned(), now);
         self.trunk.attach(lane, kind, hello, now);
         self.lanes.add(lane, io);
+        self.lanes_since.get_or_insert(now);
         (self.on_lane)(LaneNews::Attached { lane, lanes: self.lanes.len() });
         let informed = peer_received.map_or(Ok(()), |received| self.trunk.peer_received(lane, received));
         if let Err(loss) = informed.map_err(Loss::Fault).and_then(|()| self.place(lane, &leftover, now)) {
@@ -252,6 +264,7 @@ impl<E: LocalEnds> Engine<E> {
     fn lose(&mut self, lane: LaneId, reason: String, now: Instant) {
         if self.lanes.remove(lane) {
             self.trunk.detach(lane, now);
+            self.lanes_since = self.lanes_since.filter(|_| self.lanes.len() > 0);
             (self.on_lane)(LaneNews::Lost { lane, lanes: self.lanes.len(), reason });
         }
     }
@@ -269,6 +282,9 @@ impl<E: LocalEnds> Engine<E> {
         }
         if self.flows.ends.poll_timeout().is_some_and(|at| at <= now) {
             self.flows.ends.handle_timeout(now);
+        }
+        if let Some(since) = self.lanes_since {
+            self.flows.reset_late_greetings(since, &mut self.mux, now);
         }
         while let Some(event) = self.trunk.poll_event() {
             match event {
@@ -417,7 +433,7 @@ impl<E: LocalEnds> Engine<E> {
     }
 
     fn report(&self) -> Report {
-        let mut counters = Vec::new();
+        let mut counters = vec![("flows_unopened", self.flows.ledger.tally.unopened)];
         self.flows.ends.counters(&mut |name, value| counters.push((name, value)));
         Report {
             counters,

@@ -137,7 +137,7 @@ pub struct Report {
     pub flows_refused: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// What the local ends counted, by name.
+    /// What the flows and their local ends counted, by name.
     pub counters: Vec<(&'static str, u64)>,
 }
 

@@ -6,6 +6,7 @@
 //!
 //! While the mux calls in ([`View`]) it cannot be called; what it must be told then waits as an errand.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -41,6 +42,8 @@ pub(super) struct Flows<E> {
     free: Vec<u32>,
     /// By the number of the end.
     flow_by_end: Vec<Option<Token>>,
+    /// Those of the flows in state `Greeting`, by when they began.
+    pub(super) greetings: BTreeSet<(Instant, u32)>,
     errands: Vec<Errand>,
     pub(super) ledger: Ledger,
     pub(super) press: Press,
@@ -57,6 +60,7 @@ impl<E: LocalEnds> Flows<E> {
             slots: Vec::new(),
             free: Vec::new(),
             flow_by_end: Vec::new(),
+            greetings: BTreeSet::new(),
             errands: Vec::new(),
             ledger: Ledger::default(),
             press: Press::default(),
@@ -311,6 +315,7 @@ impl<E: LocalEnds> Flows<E> {
     fn free_slot(&mut self, token: Token) -> Option<Flow> {
         let flow = self.slots.get_mut(token.0 as usize)?.take()?;
         self.free.push(token.0);
+        self.greetings.remove(&(flow.began, token.0));
         if let Some(blocks) = &flow.blocks {
             self.press.let_go(blocks);
         }
@@ -381,6 +386,12 @@ impl<E: LocalEnds> Flows<E> {
         assert_eq!(self.press.waiting, blocks().map(|blocks| blocks.out.waiting()).sum::<usize>());
         assert!(self.ledger.recent().len() <= RECENT);
         assert_eq!(self.slots.iter().flatten().count(), self.open(), "a slot is lost");
+        for (began, slot) in &self.greetings {
+            let flow = self.slot(Token(*slot));
+            assert!(flow.is_some_and(|flow| flow.state == FlowState::Greeting && flow.began == *began));
+        }
+        let greeting = |flow: &&Flow| flow.state == FlowState::Greeting;
+        assert_eq!(self.slots.iter().flatten().filter(greeting).count(), self.greetings.len());
         let ended = self.flow_by_end.iter().flatten().count();
         assert_eq!(self.slots.iter().flatten().filter(|flow| flow.end.is_some()).count(), ended);
         let streams = self.slots.iter().flatten().filter(|flow| flow.stream.is_some()).count();

@@ -15,6 +15,8 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) refused: u64,
+    /// Streams of the far side whose open message did not come in time.
+    pub(super) unopened: u64,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
 }

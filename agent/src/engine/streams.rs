@@ -16,6 +16,7 @@ pub(super) struct View<'a, E> {
 impl<E: LocalEnds> Streams for View<'_, E> {
     fn accept(&mut self, id: StreamId) -> Option<Token> {
         let token = self.flows.add(FlowState::Greeting, self.now);
+        self.flows.greetings.insert((self.now, token.0));
         self.flows.slot_mut(token)?.stream = Some(id);
         self.flows.errand(token, Task::Room);
         Some(token)
@@ -156,7 +157,11 @@ impl<E: LocalEnds> View<'_, E> {
     fn push_open(&mut self, token: Token, bytes: &[u8]) {
         let Some(flow) = self.flows.slot_mut(token) else { return };
         flow.held.extend(bytes);
-        let (open, used) = match Open::decode(&flow.held) {
+        let (began, decoded) = (flow.began, Open::decode(&flow.held));
+        if !matches!(decoded, Ok(None)) {
+            self.flows.greetings.remove(&(began, token.0));
+        }
+        let (open, used) = match decoded {
             Ok(Some(whole)) => whole,
             Ok(None) => return,
             Err(OpenFault::Kind(_)) => return self.flows.answer_refused(token, Refusal::Unsupported),
@@ -164,6 +169,7 @@ impl<E: LocalEnds> View<'_, E> {
                 return self.broken(token);
             }
         };
+        let Some(flow) = self.flows.slot_mut(token) else { return };
         flow.held.drop_front(used);
         flow.open = Some(open.clone());
         match self.flows.ends.open(&open, self.now) {

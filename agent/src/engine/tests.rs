@@ -7,6 +7,7 @@
 mod accounts;
 mod blocks;
 mod datagrams;
+mod greetings;
 mod link;
 mod readiness;
 mod script;
