@@ -8,6 +8,7 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent::wire::datagram::LONGEST_SILENCE;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::error::{Exit, UserError};
@@ -228,10 +229,12 @@ fn timeout(timeout: Option<Duration>) -> Result<Duration, UserError> {
 
 fn udp_timeout(timeout: Option<Duration>) -> Result<Duration, UserError> {
     let timeout = timeout.unwrap_or(DEFAULT_UDP_TIMEOUT);
-    if (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&timeout) {
+    if (Duration::from_secs(1)..=LONGEST_SILENCE).contains(&timeout) {
         Ok(timeout)
     } else {
-        Err(usage("--udp-timeout is out of range").cause("it must be from 1s to 24h"))
+        let minutes = LONGEST_SILENCE.as_secs() / 60;
+        let cause = format!("it must be from 1s to {minutes}m: the agent forgets what is silent for longer");
+        Err(usage("--udp-timeout is out of range").cause(cause))
     }
 }
 
@@ -269,6 +272,8 @@ fn usage(what: impl Into<String>) -> UserError {
 
 #[cfg(test)]
 mod tests {
+    use agent::dial::DialConfig;
+
     use super::*;
 
     #[test]
@@ -335,7 +340,7 @@ mod tests {
             Wishes { timeout: Some(Duration::from_millis(999)), ..base() },
             Wishes { timeout: Some(Duration::from_secs(3601)), ..base() },
             Wishes { udp_timeout: Some(Duration::from_millis(999)), ..base() },
-            Wishes { udp_timeout: Some(Duration::from_secs(86_401)), ..base() },
+            Wishes { udp_timeout: Some(LONGEST_SILENCE + Duration::from_secs(1)), ..base() },
             Wishes { ping_interval: Some(Duration::ZERO), ..base() },
             Wishes { agent_port: Some(0), ..base() },
             Wishes { document: Some("no spaces".into()), ..base() },
@@ -346,6 +351,7 @@ mod tests {
             assert_eq!(Plan::new(wishes).expect_err(&text).exit, Exit::Usage);
         }
         assert!(Plan::new(Wishes { mtu: Some(1280), ..base() }).is_ok());
+        assert!(Plan::new(Wishes { udp_timeout: Some(DialConfig::default().idle), ..base() }).is_ok());
         assert!(Plan::new(Wishes { mtu: Some(576), ..wishes(&["10.0.0.0/8"]) }).is_ok());
     }
 

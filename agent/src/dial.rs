@@ -21,6 +21,7 @@ use self::rules::Rules;
 use self::slot::{Dial, News, Slot, State};
 use self::tcp::{Connection, Read, Sent};
 use crate::local_end::{EndEvent, EndId, LocalEnds};
+use crate::wire::datagram::LONGEST_SILENCE;
 use crate::wire::open::{Kind, Open, Refusal, Target};
 
 mod datagrams;
@@ -47,7 +48,7 @@ pub struct DialConfig {
     pub max_dials: usize,
     /// Flows that may begin in a second, of all trunks.
     pub dials_per_second: u32,
-    /// How long a flow of datagrams may be silent; the client's own limits are shorter.
+    /// How long a flow of datagrams may be silent; the client's own limits are no longer.
     pub idle: Duration,
     /// Bytes that may wait for one target that does not take them.
     pub window: usize,
@@ -62,7 +63,7 @@ impl Default for DialConfig {
             max_dials: 1_024,
             // Above what one engine was seen to connect (33,000), so that only a flood meets it.
             dials_per_second: 50_000,
-            idle: Duration::from_secs(600),
+            idle: LONGEST_SILENCE,
             window: 4 << 20,
         }
     }

@@ -73,7 +73,8 @@ pub(super) struct Up {
     /// How long the first connection may take, such as 30s or 2m [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_TIMEOUT", hide_env = true)]
     timeout: Option<Duration>,
-    /// How long a UDP socket may be silent before it is forgotten; 30s after one question and its answer [default: 5m]
+    /// How long a UDP socket may be silent before it is forgotten, 10m at most; 30s after one question and its answer
+    /// [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "SSM_PROXY_UDP_TIMEOUT", hide_env = true)]
     udp_timeout: Option<Duration>,
     /// SSM document for the port session [default: AWS-StartSSHSession]

@@ -25,6 +25,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::open::{self, Refusal};
 use super::trunk::segment::Fields;
@@ -52,6 +53,8 @@ pub enum MessageFault {
     Trouble(u8),
 }
 
+/// How long a flow of datagrams may be silent at most: the agent ends it then, whatever the client would have.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 /// The longest payload of one message.
 pub const MAX_PAYLOAD: usize = u16::MAX as usize;
 /// The longest message.
