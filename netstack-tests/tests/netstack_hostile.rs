@@ -30,6 +30,7 @@ enum Family {
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 const WINDOW: u32 = 65_535;
+const SCTP: IpProtocol = IpProtocol::Unknown(132);
 
 fn config() -> Config {
     Config { mtu: 1500, receive_ring: WINDOW as usize, send_ring: 100_000, seed: 3, ..Config::default() }
@@ -381,7 +382,7 @@ fn addresses_no_single_host_has_are_dropped_whatever_is_asked() {
             IpAddress::Ipv4(_) => ("10.99.0.1".parse::<IpAddress>().expect("an address"), IpProtocol::Icmp),
             IpAddress::Ipv6(_) => ("fd00:99::1".parse().expect("an address"), IpProtocol::Icmpv6),
         };
-        for protocol in [IpProtocol::Tcp, IpProtocol::Udp, icmp, IpProtocol::Unknown(132)] {
+        for protocol in [IpProtocol::Tcp, IpProtocol::Udp, icmp, SCTP] {
             let now = Instant::now();
             let mut stack = Stack::new(config(), now);
             let there = ip_packet(peer, address, protocol, 40, |bytes| bytes.fill(0x42));
@@ -394,9 +395,80 @@ fn addresses_no_single_host_has_are_dropped_whatever_is_asked() {
             let land = ip_packet(peer, peer, protocol, 40, |bytes| bytes.fill(0x42));
             stack.handle_packet(&land, now);
             assert_eq!(stack.counters().dropped(DropReason::SameAddress), 1);
-            assert!(!stack.wants_poll() && stack.poll_event().is_none());
+            assert_eq!(stack.wants_poll(), !wrong && protocol == SCTP, "from {address}");
+            assert!(stack.poll_event().is_none());
         }
     }
+}
+
+/// What the agent could not carry: as from a host that has no such protocol.
+#[test]
+fn a_protocol_of_no_use_is_answered_as_such_and_counted() {
+    let answers = [("10.0.1.5", "10.99.0.1", (3, 2), 0u32), ("fd00:1::5", "fd00:99::1", (4, 1), 6)];
+    for ((target, source, (kind, code), detail), length) in answers.into_iter().zip([600, 1400]) {
+        let (target, source) = (address(target), address(source));
+        let now = Instant::now();
+        let mut stack = Stack::new(config(), now);
+        let packet = ip_packet(source, target, SCTP, length, |bytes| bytes.fill(0x42));
+
+        stack.handle_packet(&packet, now);
+
+        let [answer] = &drain(&mut stack, now)[..] else { panic!("no single answer") };
+        assert_eq!(stack.counters().dropped(DropReason::Protocol), 1);
+        let (ip, icmp) = answer.split_at(header(answer));
+        let (protocol, most, [there, here]) = match ip[0] >> 4 {
+            4 => (ip[9], 576, [12..16, 16..20]),
+            _ => (ip[6], 1280, [8..24, 24..40]),
+        };
+        assert_eq!((&ip[there.clone()], &ip[here.clone()]), (&packet[here], &packet[there]));
+        assert_eq!(protocol, if ip[0] >> 4 == 4 { 1 } else { 58 });
+        assert_eq!((icmp[0], icmp[1], &icmp[4..8]), (kind, code, &detail.to_be_bytes()[..]));
+        assert_eq!((answer.len(), &icmp[8..]), (most, &packet[..most - ip.len() - 8]));
+        if detail > 0 {
+            assert_eq!(icmp[8 + detail as usize], 132, "the place of the fault");
+        }
+    }
+}
+
+#[test]
+fn protocols_are_answered_at_a_rate_and_never_where_it_could_be_an_error() {
+    let now = Instant::now();
+    let mut stack = Stack::new(config(), now);
+    let (v4, v6) = (["10.99.0.1", "10.0.1.5"].map(address), ["fd00:99::1", "fd00:1::5"].map(address));
+    let to = |[source, target]: [IpAddress; 2], protocol: u8| {
+        ip_packet(source, target, IpProtocol::from(protocol), 40, |bytes| bytes.fill(0x42))
+    };
+    let mut fragment = to(v4, 132);
+    fragment[6..8].copy_from_slice(&[0x20, 0]);
+    fragment[10..12].fill(0);
+    let sum = !smoltcp::wire::checksum::data(&fragment[..20]);
+    fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+    let silent = [
+        (to(v4, 58), DropReason::Protocol),
+        (to(v6, 1), DropReason::Protocol),
+        (to(v6, 59), DropReason::Protocol),
+        (to(v6, 60), DropReason::ExtensionHeader),
+        (fragment, DropReason::Fragment),
+    ];
+    for (packet, reason) in silent {
+        let before = stack.counters().dropped(reason);
+        stack.handle_packet(&packet, now);
+        assert_eq!(stack.counters().dropped(reason), before + 1);
+        assert!(drain(&mut stack, now).is_empty(), "{packet:02x?}");
+    }
+
+    let answers = |stack: &mut Stack, now| {
+        (0..1000).for_each(|_| stack.handle_packet(&to(v4, 47), now));
+        drain(stack, now).len()
+    };
+    assert!((1..100).contains(&answers(&mut stack, now)));
+    assert_eq!(answers(&mut stack, now), 0);
+    assert_eq!(stack.counters().dropped(DropReason::Protocol), 2003);
+    assert_eq!(answers(&mut stack, now + Duration::from_millis(100)), 10);
+}
+
+fn address(text: &str) -> IpAddress {
+    text.parse().expect("an address")
 }
 
 /// A container's packets come out of the machine with the container's own address.

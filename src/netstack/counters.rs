@@ -26,7 +26,7 @@ pub enum DropReason {
     SameAddress,
     /// An IPv6 extension header.
     ExtensionHeader,
-    /// Neither TCP nor UDP nor ICMP.
+    /// Neither TCP nor UDP nor ICMP; its sender is told, within the rate.
     Protocol,
     /// A TCP header that does not add up.
     TcpHeader,

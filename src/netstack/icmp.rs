@@ -14,13 +14,17 @@
 //! A UDP datagram or an echo request gets what the network told the agent about it, as ICMP. `Refused` is then
 //! port unreachable (3/3, 1/4: ECONNREFUSED), `Exhausted` the host unreachable of the table, for that passes, and
 //! a datagram too big for the way gets the MTU of the way (3/4, 2/0: EMSGSIZE).
+//!
+//! A packet of a protocol that nobody here carries (SCTP, GRE...) gets what a host without it says: protocol unreachable
+//! (3/2: ENOPROTOOPT), unrecognized next header (4/1: EPROTO).
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use agent::wire::datagram::Trouble;
 use agent::wire::open::Refusal;
 
-use super::packet::{self, V4_HEADER};
+use super::packet::{self, Packet, V4_HEADER};
 
 /// How a SYN is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +51,8 @@ pub(super) fn answer(why: Refusal, v6: bool) -> Answer {
 pub(super) struct Error {
     pub(super) kind: u8,
     pub(super) code: u8,
-    /// The MTU of the way, where that is the error.
-    pub(super) mtu: u16,
+    /// The MTU of the way, or the place of what is wrong, where that is the error.
+    pub(super) detail: u16,
 }
 
 /// The error for the datagram whose beginning is `quote`; `None` where a network would say nothing.
@@ -66,23 +70,36 @@ pub(super) fn error(trouble: Trouble, quote: &[u8]) -> Option<Error> {
             Answer::Reset => return None,
         },
     };
-    Some(Error { kind: if v6 { 1 } else { 3 }, code, mtu: 0 })
+    Some(Error { kind: if v6 { 1 } else { 3 }, code, detail: 0 })
+}
+
+/// The error for a packet of a protocol we do not carry; `None` for what may be an error itself, or has no content.
+pub(super) fn unknown_protocol(packet: &Packet<'_>) -> Option<Error> {
+    match (packet.target, packet.protocol) {
+        (_, packet::ICMP | packet::ICMP6) | (IpAddr::V6(_), NO_NEXT_HEADER) => None,
+        (IpAddr::V4(_), _) => Some(Error { kind: 3, code: 2, detail: 0 }),
+        (IpAddr::V6(_), _) => Some(Error { kind: 4, code: 1, detail: NEXT_HEADER_AT }),
+    }
 }
 
 fn too_big(mtu: u16, v6: bool, quote: &[u8]) -> Option<Error> {
     let header = quote.get(..V4_HEADER)?;
     if v6 {
         let mtu = if mtu == 0 { MIN_V6 } else { mtu.max(MIN_V6) };
-        return Some(Error { kind: 2, code: 0, mtu });
+        return Some(Error { kind: 2, code: 0, detail: mtu });
     }
     // What may be cut on the way is never too big.
     let may_be_cut = header[6] & 0x40 == 0;
     let length = packet::u16_at(header, 2);
     let usual = || MTUS.into_iter().find(|usual| *usual < length).unwrap_or(MIN_V4);
     let mtu = if mtu == 0 { usual() } else { mtu.max(MIN_V4) };
-    (!may_be_cut).then_some(Error { kind: 3, code: 4, mtu })
+    (!may_be_cut).then_some(Error { kind: 3, code: 4, detail: mtu })
 }
 
+/// Nothing follows (RFC 8200, 4.7).
+const NO_NEXT_HEADER: u8 = 59;
+/// In the IPv6 header.
+const NEXT_HEADER_AT: u16 = 6;
 /// What ways allow most often.
 const MTUS: [u16; 3] = [9001, 1500, 1280];
 const MIN_V6: u16 = 1280;

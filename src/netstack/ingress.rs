@@ -3,7 +3,7 @@
 //! Only sources that no host may have are turned away: a machine also forwards packets of its containers and virtual
 //! machines into the tunnel, whose addresses we do not know.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use agent::wire::open::Kind;
@@ -15,7 +15,7 @@ use super::fragments::Joined;
 use super::meter::Meter;
 use super::packet::{self, Packet, Segment, Syn};
 use super::tcp::{Fate, Verdict};
-use super::{Flow, PENDING_LIFE, Stack, State, reply};
+use super::{Flow, PENDING_LIFE, Stack, State, icmp, reply};
 
 impl Stack {
     /// Finds out what a packet is and hands it on.
@@ -37,10 +37,26 @@ impl Stack {
     }
 
     fn handle_whole(&mut self, packet: &Packet<'_>, verify: bool, now: Instant) -> Result<(), DropReason> {
-        match packet.protocol {
-            packet::TCP => self.handle_tcp(packet, verify, now),
-            packet::UDP => self.handle_udp(packet, verify, now),
-            _ => self.handle_echo(packet, verify, now),
+        match (packet.target, packet.protocol) {
+            (_, packet::TCP) => self.handle_tcp(packet, verify, now),
+            (_, packet::UDP) => self.handle_udp(packet, verify, now),
+            (IpAddr::V4(_), packet::ICMP) | (IpAddr::V6(_), packet::ICMP6) => {
+                self.handle_echo(packet, verify, now)
+            }
+            _ => {
+                self.answer_protocol(packet, now);
+                Err(DropReason::Protocol)
+            }
+        }
+    }
+
+    /// The agent has no way to carry it.
+    fn answer_protocol(&mut self, packet: &Packet<'_>, now: Instant) {
+        if let Some(error) = icmp::unknown_protocol(packet)
+            && self.replies.take(now)
+        {
+            reply::build_error_about(packet, error, &mut self.scratch);
+            self.post();
         }
     }
 

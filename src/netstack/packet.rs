@@ -1,6 +1,6 @@
 //! Pure: checked views of the IP packets an application's kernel sends us.
 //!
-//! What [`Packet::parse`] lets through is safe to hand to smoltcp: lengths add up, no options, no
+//! What [`Packet::parse`] lets through is safe to hand to smoltcp where it is TCP: lengths add up, no options, no
 //! fragments, no extension headers, and both addresses are ones a host may talk to across a router.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -52,7 +52,7 @@ impl<'a> Packet<'a> {
         if packet.source == packet.target {
             return Err(DropReason::SameAddress);
         }
-        packet.known_protocol()
+        packet.without_extensions()
     }
 
     fn parse_v4(bytes: &'a [u8], verify: bool) -> Result<Self, DropReason> {
@@ -91,12 +91,11 @@ impl<'a> Packet<'a> {
         Ok(Self { source, target, protocol: fixed[6], bytes: &bytes[..total], header: V6_HEADER })
     }
 
-    fn known_protocol(self) -> Result<Self, DropReason> {
+    fn without_extensions(self) -> Result<Self, DropReason> {
         match (self.target, self.protocol) {
-            (_, TCP | UDP) | (IpAddr::V4(_), ICMP) | (IpAddr::V6(_), ICMP6) => Ok(self),
             (IpAddr::V6(_), V6_FRAGMENT) => Err(DropReason::Fragment),
             (IpAddr::V6(_), 0 | 43 | 50 | 51 | 60 | 135 | 139 | 140) => Err(DropReason::ExtensionHeader),
-            _ => Err(DropReason::Protocol),
+            _ => Ok(self),
         }
     }
 

@@ -57,20 +57,28 @@ fn build_tcp(
 ///
 /// It comes from the address the packet was for.
 pub(super) fn build_unreachable(packet: &Packet<'_>, code: u8, out: &mut Vec<u8>) {
-    let (kind, most) = match packet.target {
-        IpAddr::V4(_) => (3, V4_ERROR - V4_HEADER - ICMP_HEADER),
-        IpAddr::V6(_) => (1, V6_ERROR - V6_HEADER - ICMP_HEADER),
+    let kind = if packet.target.is_ipv4() { 3 } else { 1 };
+    build_error_about(packet, Error { kind, code, detail: 0 }, out);
+}
+
+/// Builds an ICMP or ICMPv6 error that quotes `packet`, as [`build_unreachable`].
+pub(super) fn build_error_about(packet: &Packet<'_>, error: Error, out: &mut Vec<u8>) {
+    let most = match packet.target {
+        IpAddr::V4(_) => V4_ERROR - V4_HEADER - ICMP_HEADER,
+        IpAddr::V6(_) => V6_ERROR - V6_HEADER - ICMP_HEADER,
     };
     let quote = &packet.bytes[..packet.bytes.len().min(most)];
-    build_icmp(packet.target, packet.source, (kind, code), [0; 4], quote, out);
+    build_icmp(packet.target, packet.source, (error.kind, error.code), detail(error), quote, out);
 }
 
 /// Builds an ICMP or ICMPv6 error about a datagram of which only the beginning is left.
 pub(super) fn build_error(quote: &Quote, error: Error, out: &mut Vec<u8>) {
-    let Error { kind, code, mtu } = error;
-    // ICMPv6 has 32 bits for it, of which these are the lower ones, as ICMP has.
-    let [high, low] = mtu.to_be_bytes();
-    build_icmp(quote.target, quote.source, (kind, code), [0, 0, high, low], quote.bytes(), out);
+    build_icmp(quote.target, quote.source, (error.kind, error.code), detail(error), quote.bytes(), out);
+}
+
+/// ICMPv6 has 32 bits for it, of which these are the lower ones, as ICMP has.
+fn detail(error: Error) -> [u8; 4] {
+    u32::from(error.detail).to_be_bytes()
 }
 
 /// Builds what a target answers to the echo request of this identifier and sequence number.

@@ -323,7 +323,7 @@ impl World {
         assert!(target.is_unicast() && source.is_unicast() && source != target, "{source} to {target}");
         self.sights.insert(format!("protocol {protocol}"));
         if protocol != 6 {
-            assert!(matches!((at, protocol, packet[at]), (20, 1, 3) | (40, 58, 1)), "only unreachables");
+            assert!(matches!((at, protocol, packet[at]), (20, 1, 3) | (40, 58, 1 | 4)), "only unreachables");
             return;
         }
         let tcp = TcpPacket::new_checked(&packet[at..]).expect("a sound TCP header");
