@@ -3,12 +3,14 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use agent::wire::open::Refusal;
 use netstack_tests::app::{RawSegment, ip_packet};
 use smoltcp::wire::{IpAddress, IpProtocol, TcpControl, TcpPacket};
 use ssm_proxy::netstack::{Config, DropReason, Event, FlowId, Stack};
+use ssm_proxy::os::arena::Arena;
 
 /// A stack and one open connection of it, from the machine's side.
 struct Bench {
@@ -486,6 +488,7 @@ fn sources_that_are_not_the_machines_own_are_served() {
 
 #[test]
 fn a_hundred_thousand_syns_take_no_memory_and_stop_nobody() {
+    let _alone = ALONE.lock();
     let now = Instant::now();
     let bound = 1_024;
     let mut stack = Stack::new(Config { max_pending: bound, ..config() }, now);
@@ -537,6 +540,99 @@ fn a_hundred_thousand_syns_take_no_memory_and_stop_nobody() {
     assert_eq!(told, bound - 1);
     assert_eq!(stack.counters().flows_now, 2);
     stack.check_invariants();
+}
+
+/// Each has carried a little, and all end at once.
+#[test]
+fn after_a_burst_of_flows_little_memory_stays_and_the_next_burst_takes_no_more() {
+    let _alone = ALONE.lock();
+    let mut now = Instant::now();
+    let config =
+        Config { receive_ring: 512 << 10, send_ring: 1 << 20, max_pending: FLOWS.into(), ..config() };
+    let arena = Box::new(Arena::new(config.rings()));
+    let mut stack = Stack::with_memory(config, Some(arena), now);
+    let before = resident() + page_tables();
+    for burst in 0..2 {
+        let mut resets = Vec::new();
+        for port in 1000..1000 + FLOWS {
+            let (flow, seq, ack) = connect(&mut stack, Family::V4, port, now);
+            let (source, target) = addresses(Family::V4, port);
+            let ack = Some(ack);
+            let data = [burst; 100];
+            let control = TcpControl::None;
+            let segment = RawSegment { source, target, control, seq, ack, window: 9000, data: &data };
+            stack.handle_packet(&segment.packet(), now);
+            assert_eq!(stack.write(flow, &data, now), data.len());
+            let answers = drain(&mut stack, now);
+            assert!(answers.iter().any(|answer| tcp(answer).payload() == data), "flow {port}");
+            let mut received = [9; 200];
+            assert_eq!(stack.read(flow, &mut received, now), data.len());
+            assert_eq!(received[..100], data);
+            while stack.poll_event().is_some() {}
+            resets
+                .push(RawSegment { control: TcpControl::Rst, seq: seq + 100, data: b"", ..segment }.packet());
+        }
+        let open = resident() + page_tables() - before;
+        assert!(open > 100 << 20, "{open} bytes for {FLOWS} flows: nothing to give back");
+        resets.iter().for_each(|reset| stack.handle_packet(reset, now));
+        while stack.poll_event().is_some() {}
+        while let Some(next) = stack.poll_timeout() {
+            now = next;
+            stack.handle_timeout(now);
+            drain(&mut stack, now);
+        }
+        assert_eq!(stack.counters().flows_now, 0);
+        stack.check_invariants();
+        let left = (resident() + page_tables()).saturating_sub(before);
+        assert!(left < 24 << 20, "{left} of {open} bytes stay after burst {burst}");
+    }
+}
+
+/// An idle flow, or one that has an idle one's rings, says something; and before that has left, another one falls silent.
+#[test]
+fn bytes_of_a_flow_that_wakes_outlast_the_rest_of_all_others() {
+    for reuses in [false, true] {
+        let start = Instant::now();
+        let config = config();
+        let arena = Box::new(Arena::new(config.rings()));
+        let mut stack = Stack::with_memory(config, Some(arena), start);
+        let (mut waking, ..) = connect(&mut stack, Family::V4, 1000, start);
+        let mut now = start;
+        while let Some(next) = stack.poll_timeout() {
+            now = next;
+            stack.handle_timeout(now);
+        }
+        assert_eq!(stack.counters().rests, 1);
+        connect(&mut stack, Family::V4, 1001, now);
+        if reuses {
+            stack.reset(waking, now);
+            drain(&mut stack, now);
+            (waking, ..) = connect(&mut stack, Family::V4, 1002, now);
+        }
+        now = stack.poll_timeout().expect("a flow is looked at");
+        stack.handle_timeout(now);
+        assert_eq!(stack.write(waking, b"good morning", now), 12);
+        while stack.counters().rests < 2 {
+            now = stack.poll_timeout().expect("the other flow is looked at");
+            stack.handle_timeout(now);
+        }
+
+        let packets = drain(&mut stack, now);
+
+        assert!(packets.iter().any(|packet| tcp(packet).payload() == b"good morning"), "reuses: {reuses}");
+    }
+}
+
+const FLOWS: u16 = 10_000;
+
+/// For tests that measure the whole process.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The system's memory for this process's mappings.
+fn page_tables() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) << 10
 }
 
 /// Bytes of this process in memory.

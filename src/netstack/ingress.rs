@@ -155,6 +155,7 @@ impl Stack {
         let Some(Flow { state: State::Open(connection), meter, .. }) = self.table.get_mut(slot) else {
             return;
         };
+        connection.wake(self.memory.as_deref_mut());
         let fate = connection.receive(&mut self.io, packet, segment, now);
         if !self.io.reply.is_empty() {
             meter.said(self.io.reply.bytes(), now);

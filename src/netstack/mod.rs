@@ -139,7 +139,8 @@ pub struct Stack {
     out: Buffer,
     /// Where rings lie; without it each connection has its own from the allocator.
     memory: Option<Box<dyn Memory>>,
-    /// Connections that have ended, for the next flows.
+    /// Connections that have ended, for the next flows: what is leased has no way back. Each costs less than a KiB, all but
+    /// [`MAX_WARM`] of them are at rest.
     spare: Vec<Connection>,
     resting: Resting,
     replies: RateLimit,
@@ -255,6 +256,7 @@ impl Stack {
             self.turn_away(&syn, Refusal::Exhausted);
             return self.lose(slot);
         };
+        connection.wake(self.memory.as_deref_mut());
         let opened = connection.open(&mut self.io, syn, target.port(), now);
         flow.state = State::Open(connection);
         self.counters.flows_pending -= 1;
@@ -312,9 +314,10 @@ impl Stack {
 
     /// Takes as many bytes for the application as there is room for.
     pub fn write(&mut self, flow: FlowId, bytes: &[u8], now: Instant) -> usize {
-        let Some(connection) = self.connection(flow.0) else {
+        let Some(Flow { state: State::Open(connection), .. }) = self.table.get_mut(flow.0) else {
             return self.write_messages(flow.0, bytes, now);
         };
+        connection.wake(self.memory.as_deref_mut());
         let count = connection.write(bytes);
         if count > 0 {
             self.dirty.push(flow.0);
@@ -431,16 +434,14 @@ impl Stack {
             State::Pending(..) | State::Gone => return,
         };
         let few = self.spare.len() < MAX_WARM && connection.is_cheap_to_keep();
-        match (self.memory.as_deref_mut(), connection.place()) {
-            (Some(memory), Some(place)) => {
-                if !few {
-                    memory.rest(place);
-                }
-                self.spare.push(connection.recycle());
-            }
-            _ if few => self.spare.push(connection.recycle()),
-            _ => {}
+        if !few && !connection.is_leased() {
+            return;
         }
+        let mut connection = connection.recycle();
+        if !few {
+            connection.rest(self.memory.as_deref_mut());
+        }
+        self.spare.push(connection);
     }
 
     /// The flow ends without the owner's doing: only its `Reset` is left to tell, if it was ever told of.

@@ -51,9 +51,7 @@ impl Stack {
         if !(connection.was_quiet() && connection.is_empty()) {
             return false;
         }
-        if let (Some(memory), Some(place)) = (self.memory.as_deref_mut(), connection.place()) {
-            memory.rest(place);
-        }
+        connection.rest(self.memory.as_deref_mut());
         self.counters.rests += 1;
         true
     }

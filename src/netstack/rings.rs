@@ -10,8 +10,10 @@ pub struct Place(pub u32);
 pub trait Memory: Send {
     /// Bytes for the rings of one connection, for good: there is no way to give them back. `None`: there are no more.
     fn lease(&mut self, length: usize) -> Option<(Place, &'static mut [u8])>;
-    /// Nobody reads these bytes again before they were written: they need no memory until then.
+    /// Nobody reads these bytes again before they were written, and that is told by `wake`: they need no memory until then.
     fn rest(&mut self, place: Place);
+    /// Bytes of a place at rest are written again, or are about to be.
+    fn wake(&mut self, place: Place);
 }
 
 /// The rings of one connection: receive and send.

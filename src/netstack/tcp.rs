@@ -14,7 +14,7 @@ use super::counters::DropReason;
 use super::device::{Buffer, Device, Traits};
 use super::packet::{self, Packet, Segment, Syn, Told};
 use super::reply;
-use super::rings::{Place, Rings};
+use super::rings::{Memory, Place, Rings};
 
 /// What every connection needs to move packets.
 pub(super) struct Io {
@@ -130,6 +130,8 @@ pub(super) struct Connection {
     #[expect(clippy::box_collection, reason = "it is rare, and a pointer is all that a flow has room for")]
     early: Option<Box<Vec<u8>>>,
     place: Option<Place>,
+    /// The rings have given their pages back and hold nothing since.
+    at_rest: bool,
     /// The highest end of a segment within the window so far.
     seen_end: u32,
     /// No segment has come since this was set.
@@ -151,7 +153,8 @@ impl Connection {
     pub(super) fn recycle(mut self) -> Self {
         // The next `listen` wants a closed socket; whatever this one still had to say is said.
         self.socket_mut().abort();
-        Self::with(self.sockets, self.handle, self.place)
+        let at_rest = self.at_rest;
+        Self { at_rest, ..Self::with(self.sockets, self.handle, self.place) }
     }
 
     fn with(sockets: SocketSet<'static>, handle: SocketHandle, place: Option<Place>) -> Self {
@@ -176,6 +179,7 @@ impl Connection {
             bytes_written: 0,
             early: None,
             place,
+            at_rest: false,
             seen_end: 0,
             quiet: false,
         }
@@ -466,8 +470,26 @@ impl Connection {
         self.bytes_read <= CHEAP && self.bytes_written <= CHEAP
     }
 
-    pub(super) fn place(&self) -> Option<Place> {
-        self.place
+    /// Nothing in the rings is needed any more, until the next `wake`.
+    pub(super) fn rest(&mut self, memory: Option<&mut (dyn Memory + 'static)>) {
+        if let (Some(memory), Some(place)) = (memory, self.place) {
+            memory.rest(place);
+            self.at_rest = true;
+        }
+    }
+
+    /// The rings are written to before anything is put to rest the next time.
+    pub(super) fn wake(&mut self, memory: Option<&mut (dyn Memory + 'static)>) {
+        if std::mem::take(&mut self.at_rest)
+            && let (Some(memory), Some(place)) = (memory, self.place)
+        {
+            memory.wake(place);
+        }
+    }
+
+    /// Whether its rings last as long as the memory they lie in.
+    pub(super) fn is_leased(&self) -> bool {
+        self.place.is_some()
     }
 
     /// Whether nothing has come since the last call.

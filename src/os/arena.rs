@@ -1,5 +1,6 @@
 //! Memory for the rings of connections: address space in equal places, whose pages come with use and go back
-//! to the system when their bytes are no longer needed.
+//! to the system when their bytes are no longer needed, and with the last of a mapping's places the tables that map them:
+//! those cost more than everything else that stays of a flow.
 //!
 //! From the allocator each ring would be a mapping of its own, of which a process may have about 65,000, and its
 //! pages would stay for as long as the connection does.
@@ -18,9 +19,17 @@ use crate::netstack::rings::{Memory, Place};
 pub struct Arena {
     /// Bytes of a place, whole pages.
     size: usize,
-    chunks: Vec<NonNull<u8>>,
+    chunks: Vec<Chunk>,
     /// Places leased so far; each once.
     leased: usize,
+}
+
+/// One mapping.
+#[derive(Debug)]
+struct Chunk {
+    base: NonNull<u8>,
+    /// A bit for each place whose bytes are needed.
+    awake: u64,
 }
 
 // SAFETY: the pointers name mappings that belong to the whole process; only the arena's owner hands out their places.
@@ -33,23 +42,19 @@ impl Arena {
     }
 
     fn grow(&mut self) -> io::Result<()> {
-        let length = self.size * CHUNK;
-        let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe { mmap_anonymous(null_mut(), length, access, flags()) }?;
-        #[cfg(target_os = "linux")]
-        // SAFETY: the range is the mapping just made. Huge pages would make every ring resident at its first byte.
-        // A kernel without them refuses.
-        let _ = unsafe { madvise(base, length, Advice::LinuxNoHugepage) };
-        self.chunks.push(NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?);
+        let base = unsafe { map(null_mut(), self.size * CHUNK, flags()) }?;
+        self.chunks.push(Chunk { base, awake: 0 });
         Ok(())
     }
 
-    fn place(&self, Place(index): Place) -> Option<NonNull<u8>> {
+    /// A leased place's chunk, its bit there, and where it begins.
+    fn find(&mut self, Place(index): Place) -> Option<(&mut Chunk, u64, NonNull<u8>)> {
         let index = index as usize;
-        let chunk = self.chunks.get(index / CHUNK)?;
+        let chunk = self.chunks.get_mut(index / CHUNK).filter(|_| index < self.leased)?;
         // SAFETY: the offset lies within the chunk, whose mapping has `CHUNK` places.
-        Some(unsafe { chunk.add(index % CHUNK * self.size) })
+        let start = unsafe { chunk.base.add(index % CHUNK * self.size) };
+        Some((chunk, 1 << (index % CHUNK), start))
     }
 }
 
@@ -59,8 +64,9 @@ impl Memory for Arena {
             return None;
         }
         let place = Place(u32::try_from(self.leased).ok()?);
-        let start = self.place(place)?;
         self.leased += 1;
+        let (chunk, bit, start) = self.find(place)?;
+        chunk.awake |= bit;
         // SAFETY: the place is mapped for good, zeroed by the kernel, `length` bytes fit in it, and it was never leased
         // before, so nobody else has a reference to it.
         let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), length) };
@@ -68,14 +74,42 @@ impl Memory for Arena {
     }
 
     fn rest(&mut self, place: Place) {
-        if place.0 as usize >= self.leased {
-            return;
+        let size = self.size;
+        let Some((chunk, bit, start)) = self.find(place) else { return };
+        chunk.awake &= !bit;
+        if chunk.awake == 0 {
+            // SAFETY: the range is one mapping of ours, and takes the old one's place as a whole. The owners of all its
+            // places have said that they will not read any of their bytes before writing them.
+            let renewed = unsafe { map(chunk.base.as_ptr(), size * CHUNK, flags() | MapFlags::FIXED) };
+            if renewed.is_ok() {
+                return;
+            }
         }
-        let Some(start) = self.place(place) else { return };
         // SAFETY: the range is one place of ours. Its owner says that it will not read any of its bytes before writing
         // them, so that they may turn to zeroes.
-        unsafe { discard(start, self.size) };
+        unsafe { discard(start, size) };
     }
+
+    fn wake(&mut self, place: Place) {
+        if let Some((chunk, bit, _)) = self.find(place) {
+            chunk.awake |= bit;
+        }
+    }
+}
+
+/// Maps memory that is zero and takes no pages before it is used.
+///
+/// # Safety
+///
+/// With `MapFlags::FIXED` the range is a mapping of ours whose bytes nobody will read before writing them.
+unsafe fn map(at: *mut u8, length: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
+    // SAFETY: the caller's.
+    let base = unsafe { mmap_anonymous(at.cast(), length, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    #[cfg(target_os = "linux")]
+    // SAFETY: the range is the mapping just made. Huge pages would make every ring resident at its first byte.
+    // A kernel without them refuses.
+    let _ = unsafe { madvise(base, length, Advice::LinuxNoHugepage) };
+    Ok(NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?)
 }
 
 #[cfg(target_os = "linux")]
@@ -110,8 +144,8 @@ unsafe fn discard(start: NonNull<u8>, length: usize) {
     let _ = unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_FREE) };
 }
 
-/// Places in one mapping.
-const CHUNK: usize = 64;
+/// Places in one mapping, a bit for each.
+const CHUNK: usize = u64::BITS as usize;
 
 #[cfg(test)]
 mod tests {
@@ -133,6 +167,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn pages_of_a_place_at_rest_go_back_to_the_system() {
+        let _alone = ALONE.lock();
         let mut arena = Arena::new(8 << 20);
         let before = resident();
         let (place, bytes) = arena.lease(8 << 20).unwrap();
@@ -144,6 +179,41 @@ mod tests {
         bytes[17] = 2;
         assert_eq!(bytes[17], 2);
         arena.rest(Place(99));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn tables_go_back_when_all_places_of_a_mapping_rest_and_bytes_of_those_that_do_not_stay() {
+        let _alone = ALONE.lock();
+        let mut arena = Arena::new(2 << 20);
+        let mut leases: Vec<_> = (0..20 * CHUNK).map(|_| arena.lease(2 << 20).unwrap()).collect();
+        leases.iter_mut().for_each(|(_, bytes)| bytes[0] = 7);
+        let used = tables();
+        assert!(used >= 5_000, "{used} KiB of tables");
+        for (place, _) in &leases {
+            arena.rest(*place);
+        }
+        assert!(tables() < used / 4, "{} KiB of {used}", tables());
+        assert_eq!(leases[9].1[0], 0);
+
+        for (place, bytes) in &mut leases[..2] {
+            arena.wake(*place);
+            bytes[0] = 9;
+        }
+        arena.rest(leases[1].0);
+        assert_eq!((leases[0].1[0], leases[1].1[0]), (9, 0));
+    }
+
+    /// For tests that measure the whole process.
+    #[cfg(target_os = "linux")]
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    /// The system's memory for this process's mappings, in KiB.
+    #[cfg(target_os = "linux")]
+    fn tables() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     #[cfg(target_os = "linux")]

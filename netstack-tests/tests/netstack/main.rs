@@ -993,6 +993,8 @@ impl Memory for NoMemory {
     }
 
     fn rest(&mut self, _place: Place) {}
+
+    fn wake(&mut self, _place: Place) {}
 }
 
 fn syn(family: Family, port: u16, seq: u32) -> RawSegment<'static> {
