@@ -1,5 +1,6 @@
 //! Every way to end a connection.
 
+use super::steps::Step::*;
 use super::*;
 
 #[test]
@@ -9,65 +10,30 @@ fn every_way_to_end_a_connection_looks_the_same() -> Result<()> {
 }
 
 const ENDS: [Case; 15] = [
-    Case::new(
+    Case::steps(
         "the client finishes first, data comes after",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, b"question");
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.receive_all(&stream);
-            me.send(&stream, b"late answer");
-            Ok(())
-        },
         (
+            &[Send(b"question"), Finish, ReceiveAll],
             &["connected", "sent question", "finished", "got late answer", "end"],
-            &["accepted", "got question", "end", "sent late answer"],
         ),
+        (&[ReceiveAll, Send(b"late answer")], &["accepted", "got question", "end", "sent late answer"]),
     ),
-    Case::new(
+    Case::steps(
         "the target finishes first, data comes after",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.receive_all(&stream);
-            me.send(&stream, b"late word");
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, b"hello");
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
+        (&[ReceiveAll, Send(b"late word")], &["connected", "got hello", "end", "sent late word"]),
         (
-            &["connected", "got hello", "end", "sent late word"],
+            &[Send(b"hello"), Finish, ReceiveAll],
             &["accepted", "sent hello", "finished", "got late word", "end"],
         ),
     ),
-    Case::new(
+    Case::steps(
         "a megabyte after each half-close",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, &noise(1_000_000, 1));
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.receive_all(&stream);
-            me.send(&stream, &noise(1_000_001, 2));
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
         (
+            &[SendNoise(1_000_000, 1), Finish, ReceiveAll],
             &["connected", "sent 1000000 bytes ad3f9fc3", "finished", "got 1000001 bytes f8d110f4", "end"],
+        ),
+        (
+            &[ReceiveAll, SendNoise(1_000_001, 2), Finish, ReceiveAll],
             &[
                 "accepted",
                 "got 1000000 bytes ad3f9fc3",
@@ -78,233 +44,83 @@ const ENDS: [Case; 15] = [
             ],
         ),
     ),
-    Case::new(
+    Case::steps(
         "opened and closed without a byte",
-        |me, at| {
-            drop(me.connect(at)?);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.receive_all(&stream);
-            Ok(())
-        },
-        (&["connected"], &["accepted", "end"]),
+        (&[], &["connected"]),
+        (&[ReceiveAll], &["accepted", "end"]),
     ),
-    Case::new(
+    Case::steps(
         "both finish at once",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.meet()?;
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.meet()?;
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        (&["connected", "finished", "end"], &["accepted", "finished", "end"]),
+        (&[Meet, Finish, ReceiveAll], &["connected", "finished", "end"]),
+        (&[Meet, Finish, ReceiveAll], &["accepted", "finished", "end"]),
     ),
-    Case::new(
+    Case::steps(
         "both send and close at once",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.meet()?;
-            me.send(&stream, b"from the client");
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.meet()?;
-            me.send(&stream, b"from the target");
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
         (
+            &[Meet, Send(b"from the client"), Finish, ReceiveAll],
             &["connected", "sent from the client", "finished", "got from the target", "end"],
+        ),
+        (
+            &[Meet, Send(b"from the target"), Finish, ReceiveAll],
             &["accepted", "sent from the target", "finished", "got from the client", "end"],
         ),
     ),
-    Case::new(
+    Case::steps(
         "the target resets an open connection",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, b"ping");
-            me.receive_all(&stream);
-            me.send(&stream, b"more");
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.receive(&stream, 4);
-            me.reset(stream)
-        },
-        (&["connected", "sent ping", "ECONNRESET", "EPIPE"], &["accepted", "got ping", "reset it"]),
+        (&[Send(b"ping"), ReceiveAll, Send(b"more")], &["connected", "sent ping", "ECONNRESET", "EPIPE"]),
+        (&[Receive(4), Reset], &["accepted", "got ping", "reset it"]),
     ),
-    Case::new(
+    Case::steps(
         "the client resets an open connection",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.receive(&stream, 2);
-            me.reset(stream)
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, b"hi");
-            me.receive_all(&stream);
-            me.send(&stream, b"more");
-            Ok(())
-        },
-        (&["connected", "got hi", "reset it"], &["accepted", "sent hi", "ECONNRESET", "EPIPE"]),
+        (&[Receive(2), Reset], &["connected", "got hi", "reset it"]),
+        (&[Send(b"hi"), ReceiveAll, Send(b"more")], &["accepted", "sent hi", "ECONNRESET", "EPIPE"]),
     ),
-    Case::new(
+    Case::steps(
         "the target says a last word and resets",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, b"ping");
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.receive(&stream, 4);
-            me.send(&stream, b"last word");
-            me.reset(stream)
-        },
-        (
-            &["connected", "sent ping", "got last word", "ECONNRESET"],
-            &["accepted", "got ping", "sent last word", "reset it"],
-        ),
+        (&[Send(b"ping"), ReceiveAll], &["connected", "sent ping", "got last word", "ECONNRESET"]),
+        (&[Receive(4), Send(b"last word"), Reset], &["accepted", "got ping", "sent last word", "reset it"]),
     ),
-    Case::new(
+    Case::steps(
         "the client says a last word and resets",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.receive(&stream, 2);
-            me.send(&stream, b"last word");
-            me.reset(stream)
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, b"hi");
-            me.receive_all(&stream);
-            Ok(())
-        },
-        (
-            &["connected", "got hi", "sent last word", "reset it"],
-            &["accepted", "sent hi", "got last word", "ECONNRESET"],
-        ),
+        (&[Receive(2), Send(b"last word"), Reset], &["connected", "got hi", "sent last word", "reset it"]),
+        (&[Send(b"hi"), ReceiveAll], &["accepted", "sent hi", "got last word", "ECONNRESET"]),
     ),
-    Case::new(
+    Case::steps(
         "the target closes with bytes unread",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, b"never read");
-            me.receive_all(&stream);
-            me.send(&stream, b"more");
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.await_bytes(&stream);
-            drop(stream);
-            Ok(())
-        },
-        (&["connected", "sent never read", "ECONNRESET", "EPIPE"], &["accepted", "bytes wait"]),
-    ),
-    Case::new(
-        "the target answers early and closes with bytes unread",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, b"never read");
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.await_bytes(&stream);
-            me.send(&stream, b"413 too large");
-            drop(stream);
-            Ok(())
-        },
         (
-            &["connected", "sent never read", "got 413 too large", "ECONNRESET"],
-            &["accepted", "bytes wait", "sent 413 too large"],
+            &[Send(b"never read"), ReceiveAll, Send(b"more")],
+            &["connected", "sent never read", "ECONNRESET", "EPIPE"],
         ),
+        (&[AwaitBytes], &["accepted", "bytes wait"]),
     ),
-    Case::new(
-        "the client closes with bytes unread",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.await_bytes(&stream);
-            me.send(&stream, b"quit");
-            drop(stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, b"never read");
-            me.receive_all(&stream);
-            me.send(&stream, b"more");
-            Ok(())
-        },
+    Case::steps(
+        "the target answers early and closes with bytes unread",
         (
-            &["connected", "bytes wait", "sent quit"],
+            &[Send(b"never read"), ReceiveAll],
+            &["connected", "sent never read", "got 413 too large", "ECONNRESET"],
+        ),
+        (&[AwaitBytes, Send(b"413 too large")], &["accepted", "bytes wait", "sent 413 too large"]),
+    ),
+    Case::steps(
+        "the client closes with bytes unread",
+        (&[AwaitBytes, Send(b"quit")], &["connected", "bytes wait", "sent quit"]),
+        (
+            &[Send(b"never read"), ReceiveAll, Send(b"more")],
             &["accepted", "sent never read", "got quit", "ECONNRESET", "EPIPE"],
         ),
     ),
-    Case::new(
+    Case::steps(
         "the client closes with bytes unread after the target's end",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.await_bytes(&stream);
-            me.meet()?;
-            drop(stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, b"never read");
-            me.finish(&stream);
-            me.meet()?;
-            me.receive_all(&stream);
-            Ok(())
-        },
-        (&["connected", "bytes wait"], &["accepted", "sent never read", "finished", "ECONNRESET"]),
-    ),
-    Case::new(
-        "the client resets after it has finished",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, b"bye");
-            me.finish(&stream);
-            me.meet()?;
-            me.reset(stream)
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.receive_all(&stream);
-            me.meet()?;
-            // A target that has seen the end meets the reset when it writes.
-            for _ in 0..1000 {
-                if (&stream).write_all(b"x").is_err() {
-                    me.note("a write failed");
-                    return Ok(());
-                }
-                thread::sleep(Duration::from_millis(5));
-            }
-            Ok(())
-        },
+        (&[AwaitBytes, Meet], &["connected", "bytes wait"]),
         (
-            &["connected", "sent bye", "finished", "reset it"],
-            &["accepted", "got bye", "end", "a write failed"],
+            &[Send(b"never read"), Finish, Meet, ReceiveAll],
+            &["accepted", "sent never read", "finished", "ECONNRESET"],
         ),
+    ),
+    Case::steps(
+        "the client resets after it has finished",
+        (&[Send(b"bye"), Finish, Meet, Reset], &["connected", "sent bye", "finished", "reset it"]),
+        // A target that has seen the end meets the reset when it writes.
+        (&[ReceiveAll, Meet, SendInVain], &["accepted", "got bye", "end", "a write failed"]),
     ),
 ];

@@ -1,5 +1,6 @@
 //! Patience, urgent bytes, and ports that are used again.
 
+use super::steps::Step::*;
 use super::*;
 
 #[test]
@@ -11,65 +12,32 @@ fn patience_urgency_and_ports_look_the_same() -> Result<()> {
 const MANY: usize = 6_000_000;
 
 const HABITS: [Case; 10] = [
-    Case::new(
+    Case::steps(
         "the target does not read for seconds",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.send(&stream, &noise(MANY, 3));
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.await_bytes(&stream);
-            thread::sleep(Duration::from_secs(3));
-            me.receive_all(&stream);
-            Ok(())
-        },
         (
+            &[SendNoise(MANY, 3), Finish, ReceiveAll],
             &["connected", "sent 6000000 bytes 366e5654", "finished", "end"],
+        ),
+        (
+            &[AwaitBytes, Pause(Duration::from_secs(3)), ReceiveAll],
             &["accepted", "bytes wait", "got 6000000 bytes 366e5654", "end"],
         ),
     ),
-    Case::new(
+    Case::steps(
         "the client does not read for seconds",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.await_bytes(&stream);
-            thread::sleep(Duration::from_secs(3));
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, &noise(MANY, 4));
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
         (
+            &[AwaitBytes, Pause(Duration::from_secs(3)), ReceiveAll],
             &["connected", "bytes wait", "got 6000000 bytes d7eb2db5", "end"],
+        ),
+        (
+            &[SendNoise(MANY, 4), Finish, ReceiveAll],
             &["accepted", "sent 6000000 bytes d7eb2db5", "finished", "end"],
         ),
     ),
-    Case::new(
+    Case::steps(
         "the client probes an idle connection each second",
-        |me, at| {
-            let stream = me.connect(at)?;
-            let every = Duration::from_secs(1);
-            let probes = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(1);
-            SockRef::from(&stream).set_tcp_keepalive(&probes)?;
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            thread::sleep(Duration::from_millis(5_500));
-            me.send(&stream, b"still there");
-            Ok(())
-        },
-        (&["connected", "got still there", "end"], &["accepted", "sent still there"]),
+        (&[Probe(Duration::from_secs(1)), ReceiveAll], &["connected", "got still there", "end"]),
+        (&[Pause(Duration::from_millis(5_500)), Send(b"still there")], &["accepted", "sent still there"]),
     ),
     Case {
         differs: Some((
@@ -79,77 +47,32 @@ const HABITS: [Case; 10] = [
                 &["accepted", "got abcxdef", "end"],
             ),
         )),
-        ..Case::new(
+        ..Case::steps(
             "the client sends an urgent byte",
-            |me, at| {
-                let stream = me.connect(at)?;
-                me.send(&stream, b"abc");
-                me.send_urgent(&stream, b'x');
-                me.send(&stream, b"def");
-                me.finish(&stream);
-                me.receive_all(&stream);
-                Ok(())
-            },
-            |me, listener| {
-                let stream = me.accept(listener)?;
-                me.receive_all(&stream);
-                Ok(())
-            },
             (
+                &[Send(b"abc"), SendUrgent(b'x'), Send(b"def"), Finish, ReceiveAll],
                 &["connected", "sent abc", "sent urgently", "sent def", "finished", "end"],
-                &["accepted", "got abcdef", "end"],
             ),
+            (&[ReceiveAll], &["accepted", "got abcdef", "end"]),
         )
     },
-    Case::new(
+    Case::steps(
         "the client sends an urgent byte to who takes it in line",
-        |me, at| {
-            me.meet()?;
-            let stream = me.connect(at)?;
-            me.send(&stream, b"abc");
-            me.send_urgent(&stream, b'x');
-            me.send(&stream, b"def");
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            SockRef::from(listener).set_out_of_band_inline(true)?;
-            me.meet()?;
-            let stream = me.accept(listener)?;
-            me.receive_all(&stream);
-            Ok(())
-        },
         (
+            &[Meet, Send(b"abc"), SendUrgent(b'x'), Send(b"def"), Finish, ReceiveAll],
             &["connected", "sent abc", "sent urgently", "sent def", "finished", "end"],
-            &["accepted", "got abcxdef", "end"],
         ),
+        (&[TakeUrgentInLine, Meet, ReceiveAll], &["accepted", "got abcxdef", "end"]),
     ),
-    Case::new(
+    Case::steps(
         "the target sends an urgent byte to who takes it in line",
-        |me, at| {
-            let stream = me.connect(at)?;
-            SockRef::from(&stream).set_out_of_band_inline(true)?;
-            me.meet()?;
-            me.receive_all(&stream);
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.meet()?;
-            me.send(&stream, b"abc");
-            me.send_urgent(&stream, b'x');
-            me.send(&stream, b"def");
-            me.finish(&stream);
-            me.receive_all(&stream);
-            Ok(())
-        },
+        (&[TakeUrgentInLine, Meet, ReceiveAll], &["connected", "got abcxdef", "end"]),
         (
-            &["connected", "got abcxdef", "end"],
+            &[Meet, Send(b"abc"), SendUrgent(b'x'), Send(b"def"), Finish, ReceiveAll],
             &["accepted", "sent abc", "sent urgently", "sent def", "finished", "end"],
         ),
     ),
-    Case::new(
+    Case::own(
         "a port is used again right after the target closed",
         |me, at| {
             for _ in 0..5 {
@@ -168,7 +91,7 @@ const HABITS: [Case; 10] = [
         },
         (&AGAIN, &AGAIN_TARGET),
     ),
-    Case::new(
+    Case::own(
         "a port is used again right after a reset",
         |me, at| {
             for _ in 0..3 {
@@ -192,7 +115,7 @@ const HABITS: [Case; 10] = [
     ),
     Case {
         backlog: 0,
-        ..Case::new(
+        ..Case::own(
             "the target's backlog is full for a while",
             |me, at| {
                 let first = me.connect(at)?;
@@ -224,73 +147,25 @@ const HABITS: [Case; 10] = [
             ),
         )
     },
-    Case::new(
+    Case::steps(
         "the target speaks first and at once",
-        |me, at| {
-            let stream = me.connect(at)?;
-            me.receive(&stream, 6);
-            me.send(&stream, b"thanks");
-            Ok(())
-        },
-        |me, listener| {
-            let stream = me.accept(listener)?;
-            me.send(&stream, b"banner");
-            me.receive_all(&stream);
-            Ok(())
-        },
-        (&["connected", "got banner", "sent thanks"], &["accepted", "sent banner", "got thanks", "end"]),
+        (&[Receive(6), Send(b"thanks")], &["connected", "got banner", "sent thanks"]),
+        (&[Send(b"banner"), ReceiveAll], &["accepted", "sent banner", "got thanks", "end"]),
     ),
 ];
 
-const AGAIN: [&str; 15] = [
-    "connected",
-    "sent ping",
-    "end",
-    "connected",
-    "sent ping",
-    "end",
-    "connected",
-    "sent ping",
-    "end",
-    "connected",
-    "sent ping",
-    "end",
-    "connected",
-    "sent ping",
-    "end",
-];
+const AGAIN: [&str; 15] = again(["connected", "sent ping", "end"]);
+const AGAIN_TARGET: [&str; 10] = again(["accepted", "got ping"]);
+const AFTER_RESET: [&str; 12] = again(["connected", "sent ping", "got pong", "reset it"]);
+const AFTER_RESET_TARGET: [&str; 12] = again(["accepted", "got ping", "sent pong", "ECONNRESET"]);
 
-const AGAIN_TARGET: [&str; 10] = [
-    "accepted", "got ping", "accepted", "got ping", "accepted", "got ping", "accepted", "got ping",
-    "accepted", "got ping",
-];
-
-const AFTER_RESET: [&str; 12] = [
-    "connected",
-    "sent ping",
-    "got pong",
-    "reset it",
-    "connected",
-    "sent ping",
-    "got pong",
-    "reset it",
-    "connected",
-    "sent ping",
-    "got pong",
-    "reset it",
-];
-
-const AFTER_RESET_TARGET: [&str; 12] = [
-    "accepted",
-    "got ping",
-    "sent pong",
-    "ECONNRESET",
-    "accepted",
-    "got ping",
-    "sent pong",
-    "ECONNRESET",
-    "accepted",
-    "got ping",
-    "sent pong",
-    "ECONNRESET",
-];
+/// The same lines over and over.
+const fn again<const LINES: usize, const ALL: usize>(lines: [&'static str; LINES]) -> [&'static str; ALL] {
+    let mut all = [""; ALL];
+    let mut at = 0;
+    while at < ALL {
+        all[at] = lines[at % LINES];
+        at += 1;
+    }
+    all
+}

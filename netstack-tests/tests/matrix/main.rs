@@ -17,6 +17,7 @@
 
 mod ends;
 mod habits;
+mod steps;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -34,6 +35,8 @@ use netstack_tests::ssm::{self, Simulator};
 use netstack_tests::vpc::{INSTANCE, Process, TARGET, TARGET6, Vpc};
 use rustix::process::Signal;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+use self::steps::{Step, play};
 
 struct Roads {
     client: Process,
@@ -137,8 +140,16 @@ fn run(case: &Case, address: &str, vpc: &Netns, from: &Netns) -> Result<(Vec<Str
     let at = listener.local_addr()?;
     let (mut client, mut target) = actor::pair();
     let ended = thread::scope(|scope| {
-        let far = scope.spawn(|| (case.target)(&mut target, &listener));
-        let near = from.enter(|| (case.client)(&mut client, at));
+        let far = scope.spawn(|| match case.target {
+            Part::Steps(steps) => {
+                target.accept(&listener).and_then(|stream| play(&mut target, stream, steps))
+            }
+            Part::Own(all) => all(&mut target, &listener),
+        });
+        let near = from.enter(|| match case.client {
+            Part::Steps(steps) => client.connect(at).and_then(|stream| play(&mut client, stream, steps)),
+            Part::Own(all) => all(&mut client, at),
+        });
         (near, far.join().expect("the target does not panic"))
     });
     let seen = || format!("client {:?}, target {:?}", client.lines, target.lines);
@@ -185,20 +196,36 @@ type Sees = (&'static [&'static str], &'static [&'static str]);
 struct Case {
     name: &'static str,
     backlog: i32,
-    client: fn(&mut Actor, SocketAddr) -> Result<()>,
-    target: fn(&mut Actor, &TcpListener) -> Result<()>,
+    client: Part<OwnClient>,
+    target: Part<OwnTarget>,
     sees: Sees,
     /// Why the tunnel differs by design, and what is seen then.
     differs: Option<(&'static str, Sees)>,
 }
 
+/// What an end does.
+enum Part<F> {
+    /// On the one connection.
+    Steps(&'static [Step]),
+    Own(F),
+}
+
+type OwnClient = fn(&mut Actor, SocketAddr) -> Result<()>;
+type OwnTarget = fn(&mut Actor, &TcpListener) -> Result<()>;
+/// What an end does and writes down.
+type Script = (&'static [Step], &'static [&'static str]);
+
 impl Case {
-    const fn new(
-        name: &'static str,
-        client: fn(&mut Actor, SocketAddr) -> Result<()>,
-        target: fn(&mut Actor, &TcpListener) -> Result<()>,
-        sees: Sees,
-    ) -> Self {
+    const fn steps(name: &'static str, client: Script, target: Script) -> Self {
+        let ((client, client_sees), (target, target_sees)) = (client, target);
+        let sees = (client_sees, target_sees);
+        let (client, target) = (Part::Steps(client), Part::Steps(target));
+        Self { name, backlog: 128, client, target, sees, differs: None }
+    }
+
+    /// With more than one connection.
+    const fn own(name: &'static str, client: OwnClient, target: OwnTarget, sees: Sees) -> Self {
+        let (client, target) = (Part::Own(client), Part::Own(target));
         Self { name, backlog: 128, client, target, sees, differs: None }
     }
 }
