@@ -6,6 +6,7 @@ pub mod bins;
 pub mod fuzz;
 pub mod link;
 pub mod netns;
+pub mod patience;
 pub mod servers;
 pub mod ssm;
 pub mod vpc;

@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use crate::bins;
 use crate::netns::{self, Netns, veth};
+use crate::patience::now;
 use crate::ssm::{self, Instance, Simulator};
 
 /// The target of every test, at an IPv4 and an IPv6 address of the VPC.
@@ -271,9 +272,4 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-fn now() -> Instant {
-    Instant::now()
 }

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use netstack_tests::netns;
+use netstack_tests::patience::now;
 use netstack_tests::servers::{self, noise};
 use netstack_tests::ssm;
 use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, Vpc};
@@ -111,11 +111,6 @@ fn download(world: &Vpc, sent: Vec<u8>) -> Result<f64> {
     ensure!(got == sent, "other bytes came than were sent");
     ensure!(stream.read(&mut [0])? == 0, "more came than was sent");
     Ok(rate)
-}
-
-#[expect(clippy::disallowed_methods, reason = "it measures")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Processor seconds of both ends.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use netstack_tests::bins;
 use netstack_tests::netns::{self, Netns, veth};
+use netstack_tests::patience::found;
 use netstack_tests::servers::{self, noise};
 use netstack_tests::ssm::{self, Simulator};
 use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, TARGET6, Vpc};
@@ -355,7 +356,7 @@ fn a_question_and_its_answer_are_one_flow_that_is_soon_forgotten() -> Result<()>
     let flow = find()?;
     assert_eq!(flow["target"], server.address.to_string(), "{flow}");
     assert!(flow["bytes_tx"].as_u64() > Some(11) && flow["bytes_rx"].as_u64() > Some(20), "{flow}");
-    eventually(|| Ok(find()?["state"] == "closed"))?;
+    found("its end", || Ok((find()?["state"] == "closed").then_some(())))?;
     assert_eq!(find()?["error"], serde_json::Value::Null);
     assert_eq!(session.world.status()?["flows_open"], 0);
     socket.send_to(b"again", server.address)?;
@@ -450,15 +451,4 @@ fn a_stream_of_datagrams_passes_in_order_and_whole() -> Result<()> {
         assert!(lost < 1.0 && sum["packets"].as_u64() > Some(1500), "{sum}");
     }
     session.finish()
-}
-
-/// Looks again until it is so.
-fn eventually(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    for _ in 0..600 {
-        if is_so()? {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    anyhow::bail!("it did not come to be so")
 }

@@ -5,9 +5,10 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use netstack_tests::patience::found;
 use netstack_tests::servers::{self, noise};
 use netstack_tests::ssm::{self, Count, Simulator};
 use netstack_tests::vpc::{DEADLINE, INSTANCE, Process, TARGET, TARGET6, Vpc};
@@ -332,7 +333,7 @@ fn an_agent_that_restarts_costs_its_connections_and_nothing_more() -> Result<()>
 
     let ended = open.read(&mut [0]);
     assert!(ended.is_err(), "the connection of the dead agent gave {ended:?}");
-    let flow = eventually(|| flow_to(&session.world, address))?;
+    let flow = found("the flow", || flow_to(&session.world, address))?;
     assert_eq!((&flow["state"], &flow["ended_by"]), (&"reset".into(), &"tunnel".into()), "{flow}");
     let mut fresh = session.world.laptop.enter(|| TcpStream::connect(address))?;
     fresh.set_read_timeout(Some(DEADLINE))?;
@@ -486,7 +487,7 @@ fn a_killed_download_is_reset_at_both_sides_and_told_truly() -> Result<()> {
     let mut curl = world.laptop.command("curl");
     curl.args(["-sS", "--http0.9", "--noproxy", "*", "--max-time", "60", "-o", "/dev/null", &url]);
     let curl = curl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let flow = eventually(|| {
+    let flow = found("the first part", || {
         let flow = flow_to(world, address)?;
         Ok(flow.filter(|flow| flow["bytes_rx"] == PART))
     })?;
@@ -549,7 +550,8 @@ fn flows_tell_who_reset_a_connection() -> Result<()> {
         linger(&stream)?;
         drop(stream);
 
-        let flow = eventually(|| Ok(flow_to(world, address)?.filter(|flow| flow["state"] == "reset")))?;
+        let flow =
+            found("the reset", || Ok(flow_to(world, address)?.filter(|flow| flow["state"] == "reset")))?;
 
         assert_eq!(flow["ended_by"], who, "{flow}");
         assert_eq!(flow["error"], format!("reset by the {who}"), "{flow}");
@@ -562,19 +564,6 @@ fn flow_to(world: &Vpc, address: SocketAddr) -> Result<Option<serde_json::Value>
     let told: serde_json::Value = serde_json::from_str(&told)?;
     let flows = told["sessions"][0]["flows"].as_array().context("flows")?;
     Ok(flows.iter().find(|flow| flow["target"] == address.to_string()).cloned())
-}
-
-/// What `look` gives as soon as it gives something.
-#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-fn eventually<T>(look: impl Fn() -> Result<Option<T>>) -> Result<T> {
-    let limit = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < limit, "it does not come about");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The macro is for tests without a result; this one keeps it in use here.

@@ -13,8 +13,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use netstack_tests::patience::{now, until};
 use netstack_tests::require_netns;
 use netstack_tests::servers::{self, noise};
 use netstack_tests::ssm::{self, ApiFailure, Count, Operation, Simulator};
@@ -127,20 +128,6 @@ fn disturbed(world: &World, length: usize, disturb: impl FnOnce(&World)) -> Down
     reached.recv_timeout(DEADLINE).unwrap();
     disturb(world);
     reader.join().unwrap()
-}
-
-#[track_caller]
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = now() + DEADLINE;
-    while !so() {
-        assert!(now() < deadline, "{what} did not come about");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[test]

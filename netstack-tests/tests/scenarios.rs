@@ -44,8 +44,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use netstack_tests::patience::{now, until};
 use netstack_tests::require_netns;
 use netstack_tests::servers::{self, noise};
 use netstack_tests::ssm::{self, Count, Direction, Mix, Operation, ResumeAnswer, Simulator, What};
@@ -160,15 +161,6 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
-#[track_caller]
-fn until(what: &str, so: impl Fn() -> bool) {
-    let deadline = now() + DEADLINE;
-    while !so() {
-        assert!(now() < deadline, "{what} did not come about");
-        thread::sleep(ms(5));
-    }
-}
-
 /// Reads pieces of [`noise`] to the end; how many they were and the longest time without a byte.
 fn compare(mut stream: TcpStream, pieces: &AtomicU64) -> (u64, Duration) {
     let (mut count, mut last, mut pause) = (0, now(), Duration::ZERO);
@@ -203,11 +195,6 @@ fn round_trip(stream: &mut TcpStream) -> Duration {
 
 fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
-}
-
-#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 const PIECE: usize = 64 << 10;

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent::wire::trunk::segment::Frame;
 use anyhow::{Context as _, Result, ensure};
+use netstack_tests::patience::{now, until};
 use netstack_tests::ssm::{self, ApiFailure, Count, Operation, ResumeAnswer, Simulator};
 use netstack_tests::vpc::{DEADLINE, INSTANCE, LINK, Process, TARGET, TCP_LANE_PORT, UP, Vpc};
 use netstack_tests::{bins, netns, require_netns, servers};
@@ -112,21 +113,6 @@ fn fails(command: &mut Command, code: i32, words: &[&str]) -> String {
         assert!(said.contains(word), "no {word:?} in:\n{said}");
     }
     said
-}
-
-/// Waits for what comes about by itself soon.
-#[track_caller]
-fn until(what: &str, so: impl Fn() -> bool) {
-    let deadline = now() + DEADLINE;
-    while !so() {
-        assert!(now() < deadline, "{what} did not come about");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Sends signals to a client at this moment and checks that it ends in time and leaves nothing.

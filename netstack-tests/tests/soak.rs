@@ -15,10 +15,11 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use netstack_tests::netns::{self, Netns};
+use netstack_tests::patience::now;
 use netstack_tests::servers::{self, noise};
 use netstack_tests::ssm::{self, Count, Fault, Rng, Simulator};
 use netstack_tests::vpc::{INSTANCE, Process, TARGET, Vpc};
@@ -347,9 +348,4 @@ fn mixed_traffic_does_not_notice_a_storm_of_faults() -> Result<()> {
     ensure!(height.client <= warm.client + GROWTH, "the client grew from {warm:?} to {height:?}");
     ensure!(height.agent <= warm.agent + GROWTH, "the agent grew from {warm:?} to {height:?}");
     world.finish()
-}
-
-#[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-fn now() -> Instant {
-    Instant::now()
 }
