@@ -20,7 +20,7 @@ mod habits;
 mod steps;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread;
@@ -33,8 +33,9 @@ use netstack_tests::require_netns;
 use netstack_tests::servers::noise;
 use netstack_tests::ssm::{self, Simulator};
 use netstack_tests::vpc::{INSTANCE, Process, TARGET, TARGET6, Vpc};
+use rustix::io::Errno;
 use rustix::process::Signal;
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use self::steps::{Step, play};
 
@@ -297,6 +298,30 @@ fn a_connection_that_cannot_be_had_fails_with_the_errno_of_the_plain_network() -
     }
     ensure!(faults.is_empty(), "\n{faults}");
     roads.finish()
+}
+
+/// As of SCTP where no module of it is loaded.
+#[test]
+fn a_protocol_that_nobody_has_fails_with_the_errno_of_the_plain_network() -> Result<()> {
+    require_netns!(Ok);
+    let roads = Roads::new()?;
+    for (address, errno) in [(TARGET, Errno::NOPROTOOPT), (TARGET6, Errno::PROTO)] {
+        let at = SocketAddr::new(address.parse()?, 0);
+        for (road, namespace) in roads.both() {
+            let answer = namespace.enter(|| send_raw(at)).expect_err("an answer");
+            assert_eq!(Errno::from_io_error(&answer), Some(errno), "{address}, {road}: {answer}");
+        }
+    }
+    roads.finish()
+}
+
+/// Sends a packet of a protocol kept for experiments (RFC 3692).
+fn send_raw(at: SocketAddr) -> std::io::Result<usize> {
+    let socket = Socket::new(Domain::for_address(at), Type::RAW, Some(Protocol::from(253)))?;
+    socket.set_read_timeout(Some(actor::PATIENCE))?;
+    socket.connect(&at.into())?;
+    socket.send(b"anybody?")?;
+    (&socket).read(&mut [0; 99])
 }
 
 /// What a connect comes to within a time that is longer than the agent's dial.
