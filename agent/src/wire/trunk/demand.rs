@@ -5,6 +5,7 @@
 //! many as its rate fills. A lane that came while the trunk was full is on trial: when the rate a while later has
 //! not grown by a quarter of its fair part, something else is the bottleneck (acks of the other direction, or
 //! the network), and for a minute no more lanes are wanted than there were before.
+//! Lanes that are as fast as a whole network ask for no others: what holds them up are the processors.
 
 use std::time::{Duration, Instant};
 
@@ -161,8 +162,14 @@ impl Appetite {
         let wanted = if idle {
             0
         } else if self.fullness >= FULL {
-            // While a trial runs the last answer stands.
-            if self.trial.is_some() { usize::from(self.wanted) } else { load.lanes * 2 }
+            if self.trial.is_some() {
+                // While a trial runs the last answer stands.
+                usize::from(self.wanted)
+            } else if load.rate.max(load.capacity) >= ENOUGH * load.lanes as u64 {
+                load.lanes
+            } else {
+                load.lanes * 2
+            }
         } else if self.fullness <= SLACK {
             let each = load.capacity / load.lanes.max(1) as u64;
             let filled = if each == 0 { 1 } else { (load.rate * 5 / 4).div_ceil(each) };
@@ -181,6 +188,8 @@ pub(super) const MOST: usize = 32;
 const MEMORY: f32 = 0.2;
 const FULL: f32 = 0.7;
 const SLACK: f32 = 0.1;
+/// Bytes a second on a lane that is not what holds the trunk up.
+const ENOUGH: u64 = 100_000_000;
 const TRIAL: Duration = Duration::from_millis(1500);
 const HELD: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(1);
@@ -212,6 +221,15 @@ mod tests {
         assert_eq!(appetite.wanted(), 2);
         watch(&mut appetite, Load { in_flight: false, rate: 0, ..calm }, now, 1500);
         assert_eq!(appetite.wanted(), 0);
+    }
+
+    #[test]
+    fn a_lane_as_fast_as_a_network_asks_for_no_other() {
+        let (mut appetite, start) = (Appetite::default(), Instant::now());
+        let now = watch(&mut appetite, full(1, ENOUGH), start, 1000);
+        assert_eq!(appetite.wanted(), 1);
+        watch(&mut appetite, full(1, ENOUGH / 2), now, 1000);
+        assert_eq!(appetite.wanted(), 2);
     }
 
     #[test]
