@@ -32,6 +32,8 @@ const PATIENCE: &str = "120";
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1000), Duration::from_millis(3000));
 /// What either end may use more than at its height while the first of each fault passed.
 const GROWTH: u64 = 16 << 20;
+/// A line that takes longer is told of.
+const SLOW: Duration = Duration::from_secs(2);
 const BLOB: usize = 3 << 20;
 
 /// Unpaced, with the repeated message that a cut of the SSM agent leaves behind.
@@ -196,7 +198,11 @@ fn typist(laptop: Laptop<'_>, over: &AtomicBool) -> Result<Vec<Duration>> {
     let mut terminal = Terminal::open(laptop)?;
     let mut times = Vec::new();
     again_until(over, |round| {
-        times.push(terminal.line(&format!("line {round}"))?);
+        let took = terminal.line(&format!("line {round}"))?;
+        if took > SLOW {
+            eprintln!("        a typed line took {took:?}");
+        }
+        times.push(took);
         thread::sleep(Duration::from_millis(250));
         Ok(())
     })?;
