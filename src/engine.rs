@@ -247,3 +247,16 @@ const SPENT: &str = "it has carried as many connections as one tunnel can";
 const RECLAIM: Duration = Duration::from_secs(3);
 /// Longer than everything that ends in order takes.
 const JOIN: Duration = Duration::from_secs(12);
+
+#[cfg(test)]
+mod tests {
+    use agent::wire::mux::MuxConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_flow_has_room_for_all_that_the_agent_may_send() {
+        let window = MuxConfig::new(Role::Client).max_window as usize;
+        assert!(crate::netstack::Config::default().send_ring >= window);
+    }
+}

@@ -547,8 +547,13 @@ fn a_hundred_thousand_syns_take_no_memory_and_stop_nobody() {
 fn after_a_burst_of_flows_little_memory_stays_and_the_next_burst_takes_no_more() {
     let _alone = ALONE.lock();
     let mut now = Instant::now();
-    let config =
-        Config { receive_ring: 512 << 10, send_ring: 1 << 20, max_pending: FLOWS.into(), ..config() };
+    let usual = Config::default();
+    let config = Config {
+        receive_ring: usual.receive_ring,
+        send_ring: usual.send_ring,
+        max_pending: FLOWS.into(),
+        ..config()
+    };
     let arena = Box::new(Arena::new(config.rings()));
     let mut stack = Stack::with_memory(config, Some(arena), now);
     let before = resident() + page_tables();

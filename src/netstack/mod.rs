@@ -63,7 +63,8 @@ pub struct Config {
     /// Bytes that wait to be read, per flow; this is the window offered to the application. Rounded down to
     /// a size whose window can be told exactly.
     pub receive_ring: usize,
-    /// Bytes the application has not acknowledged yet, per flow.
+    /// Bytes the application has not acknowledged yet, per flow: no less than the largest window of the mux, or this is
+    /// what bounds one flow over a long way. With 1 MiB a download got 4 MB/s at 160 ms.
     pub send_ring: usize,
     pub max_flows: usize,
     /// Flows that wait for `accept` or `refuse`; SYNs beyond are dropped and come again.
@@ -105,7 +106,7 @@ impl Default for Config {
         Self {
             mtu: 65_535,
             receive_ring: 512 * 1024,
-            send_ring: 1024 * 1024,
+            send_ring: 4 << 20,
             max_flows: 65_536,
             max_pending: 1_024,
             seed: 0,
