@@ -303,7 +303,7 @@ impl Connection {
         if self.finish_wanted && drained && matches!(state, State::CloseWait | State::Established) {
             self.socket_mut().close();
         }
-        let waiting = self.socket().recv_queue() > 0 && !self.finished_told;
+        let waiting = self.socket().recv_queue() > 0;
         let readable = waiting && !self.readable_told;
         self.readable_told |= readable;
         let finished = self.app_end.is_some() && !waiting && !self.finished_told;
@@ -315,10 +315,6 @@ impl Connection {
     }
 
     pub(super) fn read(&mut self, buf: &mut [u8]) -> usize {
-        if self.finished_told {
-            // A hostile application may have had bytes taken beyond its own FIN: they are nobody's.
-            return 0;
-        }
         let count = self.socket_mut().recv_slice(buf).unwrap_or(0);
         self.bytes_read = self.bytes_read.saturating_add(count);
         if count == 0 {
@@ -410,6 +406,10 @@ impl Connection {
         }
         if segment.data > 0 && !is_after(self.edge, segment.seq) {
             return Verdict::AnswerOnly(DropReason::Window);
+        }
+        // smoltcp would cut the data at the edge and take the FIN for what comes next.
+        if segment.has(packet::FIN) && is_after(segment.end(), self.edge) {
+            return Verdict::Challenge(DropReason::Window);
         }
         if self.repeats_before_our_fin(segment) { Verdict::Repeats } else { Verdict::Fits }
     }
