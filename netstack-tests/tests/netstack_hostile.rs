@@ -275,6 +275,34 @@ fn data_into_a_window_of_zero_is_answered_and_left_out() {
     assert_eq!(bench.stack.read(bench.flow, &mut received, bench.now), WINDOW as usize);
 }
 
+/// smoltcp would take what fits, and the FIN for what comes next.
+#[test]
+fn a_fin_behind_data_beyond_the_window_ends_nothing() {
+    for first in [WINDOW / 2, WINDOW - 7, WINDOW] {
+        let mut bench = Bench::new(Family::V4);
+        let stream: Vec<u8> = (0..2 * WINDOW).map(|at| (at * 31 / 7) as u8).collect();
+        let stream: &'static [u8] = stream.leak();
+        for at in (0..first as usize).step_by(1000) {
+            let data = &stream[at..(at + 1000).min(first as usize)];
+            let segment = RawSegment { seq: bench.seq + at as u32, data, ..bench.segment() };
+            bench.handle(&segment.packet());
+        }
+        let data = &stream[first as usize..][..(WINDOW - first) as usize + 100];
+        let beyond = RawSegment { control: TcpControl::Fin, seq: bench.seq + first, data, ..bench.segment() };
+        bench.handle(&beyond.packet());
+        assert_eq!(bench.drops(), [(DropReason::Window, 1)], "{first}");
+        let mut received = vec![0; 200_000];
+        assert_eq!(bench.stack.read(bench.flow, &mut received, bench.now), first as usize);
+        drain(&mut bench.stack, bench.now);
+
+        let data = &stream[first as usize..][..10];
+        let rest = RawSegment { control: TcpControl::Fin, seq: bench.seq + first, data, ..bench.segment() };
+        bench.handle(&rest.packet());
+        assert_eq!(bench.stack.read(bench.flow, &mut received, bench.now), 10, "{first}");
+        assert_eq!(&received[..10], data);
+    }
+}
+
 #[test]
 fn flags_that_contradict_each_other_are_dropped() {
     for family in BOTH {

@@ -404,12 +404,12 @@ impl Connection {
         if open && self.sent_end.is_some_and(|end| is_after(segment.ack, end)) {
             return Verdict::Challenge(DropReason::AckUnsent);
         }
-        if segment.data > 0 && !is_after(self.edge, segment.seq) {
-            return Verdict::AnswerOnly(DropReason::Window);
-        }
         // smoltcp would cut the data at the edge and take the FIN for what comes next.
         if segment.has(packet::FIN) && is_after(segment.end(), self.edge) {
             return Verdict::Challenge(DropReason::Window);
+        }
+        if segment.data > 0 && !is_after(self.edge, segment.seq) {
+            return Verdict::AnswerOnly(DropReason::Window);
         }
         if self.repeats_before_our_fin(segment) { Verdict::Repeats } else { Verdict::Fits }
     }
