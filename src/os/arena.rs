@@ -77,17 +77,20 @@ impl Memory for Arena {
         let size = self.size;
         let Some((chunk, bit, start)) = self.find(place) else { return };
         chunk.awake &= !bit;
-        if chunk.awake == 0 {
-            // SAFETY: the range is one mapping of ours, and takes the old one's place as a whole. The owners of all its
-            // places have said that they will not read any of their bytes before writing them.
-            let renewed = unsafe { map(chunk.base.as_ptr(), size * CHUNK, flags() | MapFlags::FIXED) };
-            if renewed.is_ok() {
-                return;
-            }
+        // SAFETY: the range is one mapping of ours, and takes the old one's place as a whole. The owners of all its
+        // places have said that they will not read any of their bytes before writing them.
+        let renew =
+            |chunk: &Chunk| unsafe { map(chunk.base.as_ptr(), size * CHUNK, flags() | MapFlags::FIXED) };
+        if chunk.awake == 0 && renew(chunk).is_ok() {
+            return;
         }
         // SAFETY: the range is one place of ours. Its owner says that it will not read any of its bytes before writing
         // them, so that they may turn to zeroes.
-        unsafe { discard(start, size) };
+        let discarded = unsafe { discard(start, size) };
+        if chunk.awake == 0 && discarded.is_err_and(|error| error.kind() == io::ErrorKind::OutOfMemory) {
+            // The system took the old mapping and gave no new one: nobody may go on as if there were memory.
+            renew(chunk).expect("the system gives memory again that it has just taken");
+        }
     }
 
     fn wake(&mut self, place: Place) {
@@ -128,9 +131,9 @@ fn flags() -> MapFlags {
 ///
 /// The range is whole pages of a mapping of ours whose bytes nobody will read before writing them.
 #[cfg(target_os = "linux")]
-unsafe fn discard(start: NonNull<u8>, length: usize) {
+unsafe fn discard(start: NonNull<u8>, length: usize) -> io::Result<()> {
     // SAFETY: the caller's.
-    let _ = unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxDontNeed) };
+    Ok(unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxDontNeed) }?)
 }
 
 /// As on Linux, but the system takes the pages when it needs them: its MADV_DONTNEED would keep them.
@@ -139,9 +142,12 @@ unsafe fn discard(start: NonNull<u8>, length: usize) {
 ///
 /// As on Linux.
 #[cfg(target_os = "macos")]
-unsafe fn discard(start: NonNull<u8>, length: usize) {
+unsafe fn discard(start: NonNull<u8>, length: usize) -> io::Result<()> {
     // SAFETY: the caller's.
-    let _ = unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_FREE) };
+    match unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_FREE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Places in one mapping, a bit for each.
