@@ -96,6 +96,19 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_known_needs_no_lock() {
+        let known = scratch("locked");
+        let key = PublicKey([7; 32]);
+        assert!(known.remember("i-1", &key).unwrap());
+        let lock = known.path().with_extension("lock");
+        fs::remove_file(&lock).unwrap();
+        fs::create_dir(&lock).unwrap();
+        assert!(!known.remember("i-1", &key).unwrap());
+        assert!(known.remember("i-2", &key).is_err());
+        fs::remove_dir_all(known.path().parent().unwrap()).unwrap();
+    }
+
+    #[test]
     fn of_sessions_that_start_together_every_key_is_kept() {
         let known = scratch("together");
         let at_once = std::sync::Barrier::new(8);

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 /// Takes the lock at `path`, whose file it makes; `None` when another process holds it.
 pub(super) fn take(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
@@ -26,6 +28,11 @@ pub(super) fn wait_for(path: &Path) -> io::Result<File> {
         thread::sleep(PAUSE);
     }
     Err(io::Error::new(io::ErrorKind::TimedOut, "another ssm-proxy holds it for too long"))
+}
+
+/// The file system knows no locks.
+pub(super) fn is_impossible(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -30,12 +30,20 @@ impl SharedFile {
     /// changed. One process does so at a time, and readers see the old content or the new.
     ///
     /// May block for up to five seconds while others do the same.
-    pub(super) fn update(&self, change: impl FnOnce(&str) -> Option<String> + Send) -> io::Result<bool> {
+    pub(super) fn update(&self, change: impl Fn(&str) -> Option<String> + Sync) -> io::Result<bool> {
         identity::as_caller(|| {
+            // A file that stays as it is needs no right to write beside it.
+            if change(&self.text()?).is_none() {
+                return Ok(false);
+            }
             if let Some(directory) = self.path.parent() {
                 fs::create_dir_all(directory)?;
             }
-            let _guard = lock::wait_for(&self.path.with_extension("lock"))?;
+            let _guard = match lock::wait_for(&self.path.with_extension("lock")) {
+                // There two sessions that change it at the same moment may lose a line of each other.
+                Err(error) if lock::is_impossible(&error) => None,
+                guard => Some(guard?),
+            };
             let Some(content) = change(&self.text()?) else { return Ok(false) };
             let fresh = self.path.with_extension("new");
             fs::write(&fresh, content)?;
