@@ -484,6 +484,9 @@ fn what_is_said_can_be_set_by_variables_and_a_flag_wins() {
     assert_eq!(said(&["down"], ("SSM_PROXY_VERBOSE", "true")), more);
     assert_eq!(said(&["down"], ("SSM_PROXY_DEBUG", "yes")), more);
     assert_eq!(said(&["-q", "down"], ("SSM_PROXY_DEBUG", "1")), 0);
+    assert!(
+        said(&["down"], ("SSM_PROXY_QUIET", "")) == some && said(&["down"], ("SSM_PROXY_COLOR", "")) == some
+    );
     let unclear = run(&["down"], ("SSM_PROXY_QUIET", "perhaps"));
     assert_eq!(code(&unclear), 2, "{}", err(&unclear));
 }

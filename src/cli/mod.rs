@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::SessionName;
 use crate::control::client::{self, Fault};
@@ -82,7 +82,8 @@ impl Global {
         if quiet && !loud {
             (self.verbose, self.debug) = (false, false);
         }
-        self.quiet &= quiet || !loud;
+        // Of variables alone, those that say more.
+        self.quiet &= quiet || !(loud || self.verbose || self.debug);
         if self.quiet && (self.verbose || self.debug) {
             let conflict = "the argument '--quiet' cannot be used with '--verbose' or '--debug'";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, conflict));
@@ -102,9 +103,18 @@ enum Command {
     Version(version::Version),
 }
 
+/// A variable that is set to nothing is none.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty =
+        |option: &Arg| option.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|option| if is_empty(&option) { option.env(None::<&str>) } else { option })
+        .mut_subcommands(without_empty_variables)
+}
+
 /// Reads the arguments and the environment; the error has clap's own text and exit code.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = Cli::command().try_get_matches_from(args)?;
+    let matches = without_empty_variables(Cli::command()).try_get_matches_from(args)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let Some((_, given)) = matches.subcommand() {
         let is_flag = |arg: &str| given.value_source(arg) == Some(ValueSource::CommandLine);
