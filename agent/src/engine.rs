@@ -227,6 +227,7 @@ impl<E: LocalEnds> Engine<E> {
                     }
                 }
                 Some(Command::Retire(lane)) => self.trunk.retire(lane),
+                Some(Command::Ping(lane)) => self.trunk.ask(lane),
                 Some(Command::Drop(lane, reason)) => self.lose(lane, reason, now),
                 Some(Command::Report(reply)) => {
                     // Who asked may have gone; then nobody misses the answer.

@@ -222,7 +222,7 @@ impl Lanes {
                         return fate;
                     }
                 }
-                Some(hiccup) = keeping.hiccups.1.recv() => self.hiccup(&hiccup, &mut keeping),
+                Some(hiccup) = keeping.hiccups.1.recv() => self.hiccup(&hiccup, &mut keeping).await,
                 () = self.config.health.nudged() => keeping.nudge(engine::now()),
                 () = sleep_until(wake) => {
                     keeping.dial_anew(engine::now());
@@ -281,13 +281,15 @@ impl Lanes {
             LaneNews::Stalled { lane } => {
                 debug!("lane {:016x} stands still", lane.0);
                 keeping.keeper.doubt(lane, true);
-                keeping.look_at.get_or_insert(now + LOOK);
+                keeping.look_by(now + LOOK);
             }
             LaneNews::Drained { lane } => keeping.keeper.drained(lane, now),
             LaneNews::Busy(busy) => {
                 keeping.keeper.set_busy(busy, now);
                 if !busy {
                     keeping.set_load(0, now);
+                    // What is cut need not show anything now.
+                    keeping.look_by(now);
                 }
                 if busy && self.held.is_empty() {
                     self.config.health.awaken(now);
@@ -454,23 +456,29 @@ impl Lanes {
         let _ = config.remember.try_send(config.lessons);
     }
 
-    fn hiccup(&mut self, hiccup: &Hiccup, keeping: &mut Keeping<'_>) {
+    async fn hiccup(&mut self, hiccup: &Hiccup, keeping: &mut Keeping<'_>) {
         let Some(held) = self.held.iter_mut().find(|held| held.lane == hiccup.lane) else { return };
         let before = std::mem::replace(&mut held.websocket, hiccup.websocket);
         let status = held.session.as_ref().map(|session| session.handle.status()).unwrap_or_default();
-        // While nothing is to be carried its own recovery does.
-        let doubtful = held.is_missing() || held.unproven.is_some();
-        keeping.keeper.doubt(hiccup.lane, doubtful && keeping.keeper.is_busy());
-        self.doubt_all_that_are_cut(keeping);
-        if matches!(before, Websocket::Missing(_)) && hiccup.websocket == Websocket::Joined {
-            self.config.health.end_outage(engine::now(), true);
-        }
-        let last = status.resuming.and_then(|resuming| resuming.last_error);
-        let why = last.map_or_else(String::new, |last| format!(": {last}"));
-        if let Websocket::Missing(since) = hiccup.websocket
-            && self.held.iter().all(Held::is_missing)
-        {
-            self.config.health.begin_outage(since, format!("the SSM session's websocket was cut{why}"));
+        match hiccup.websocket {
+            Websocket::Cut => self.doubt_all_that_are_cut(keeping),
+            Websocket::Missing(since) => {
+                // While nothing is to be carried its own recovery does.
+                keeping.keeper.doubt(hiccup.lane, keeping.keeper.is_busy());
+                if self.held.iter().all(Held::is_missing) {
+                    let last = status.resuming.and_then(|resuming| resuming.last_error);
+                    let why = last.map_or_else(String::new, |last| format!(": {last}"));
+                    let what = format!("the SSM session's websocket was cut{why}");
+                    self.config.health.begin_outage(since, what);
+                }
+            }
+            Websocket::Joined => {
+                keeping.command(Command::Ping(hiccup.lane)).await;
+                keeping.look_by(engine::now() + ANSWER);
+                if matches!(before, Websocket::Missing(_)) {
+                    self.config.health.end_outage(engine::now(), true);
+                }
+            }
         }
     }
 
@@ -484,7 +492,7 @@ impl Lanes {
                 held.unproven.get_or_insert(now);
                 keeping.keeper.doubt(held.lane, true);
             }
-            keeping.look_at.get_or_insert(now + LOOK);
+            keeping.look_by(now + LOOK);
         }
     }
 
@@ -492,7 +500,7 @@ impl Lanes {
     async fn look(&mut self, keeping: &mut Keeping<'_>) {
         keeping.look_at = None;
         let Some(report) = keeping.report().await else { return };
-        let now = engine::now();
+        let (now, busy) = (engine::now(), keeping.keeper.is_busy());
         let loaded = keeping.loaded.is_some_and(|since| now.saturating_duration_since(since) > SILENCE);
         for stats in &report.lanes {
             // Under load it is asked each second whether it lives.
@@ -501,14 +509,18 @@ impl Lanes {
                 && now.saturating_duration_since(stats.attached) > SILENCE;
             let held = self.held.iter_mut().find(|held| held.lane == stats.lane);
             let cut = held.is_some_and(|held| {
-                held.unproven = held.unproven.filter(|since| stats.last_heard <= *since + STILL_ARRIVING);
-                held.is_missing() || held.unproven.is_some()
+                held.unproven =
+                    held.unproven.filter(|since| busy && stats.last_heard <= *since + STILL_ARRIVING);
+                busy && held.is_missing() || held.unproven.is_some()
             });
             keeping.keeper.doubt(stats.lane, stats.stalled || silent || cut);
         }
         self.grow_messages();
-        if keeping.loaded.is_some() || keeping.keeper.has_doubts() {
-            keeping.look_at = Some(now + LOOK);
+        let answers = |held: &Held| held.unproven.is_some_and(|since| now < since + SILENCE);
+        if self.held.iter().any(answers) {
+            keeping.look_by(now + ANSWER);
+        } else if keeping.loaded.is_some() || keeping.keeper.has_doubts() {
+            keeping.look_by(now + LOOK);
         }
     }
 
@@ -552,13 +564,17 @@ impl Keeping<'_> {
         }
     }
 
+    fn look_by(&mut self, at: Instant) {
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
+    }
+
     fn set_load(&mut self, need: usize, now: Instant) {
         self.keeper.set_need(need, now);
         if need == 0 {
             self.loaded = None;
         } else {
             self.loaded.get_or_insert(now);
-            self.look_at.get_or_insert(now + LOOK);
+            self.look_by(now + LOOK);
         }
     }
 
@@ -598,6 +614,8 @@ fn random() -> u32 {
 const MOMENT: Duration = Duration::from_secs(1);
 /// How often lanes are looked at while there is much to carry, or one of them stands still.
 const LOOK: Duration = Duration::from_millis(500);
+/// A lane that is asked whether it leads to the agent has mostly answered by then.
+const ANSWER: Duration = Duration::from_millis(100);
 /// A lane that is asked each second and says nothing for so long stands still.
 const SILENCE: Duration = Duration::from_secs(2);
 /// What had come before a lane was cut may be read a bit later.

@@ -94,6 +94,8 @@ pub enum Command {
     LiveLanes(Vec<LaneId>),
     /// Nothing new is put on this lane any more; `LaneNews::Drained` follows.
     Retire(LaneId),
+    /// Asks on this lane at once whether it lives.
+    Ping(LaneId),
     /// Closes a lane for this reason.
     Drop(LaneId, String),
     Report(oneshot::Sender<Report>),

@@ -543,6 +543,7 @@ fn lane_of(command: &Command) -> Option<u64> {
         Command::Attach(attach) => Some(attach.lane.0),
         Command::LiveLanes(_)
         | Command::Retire(_)
+        | Command::Ping(_)
         | Command::Drop(..)
         | Command::Report(_)
         | Command::Flows(..)

@@ -83,6 +83,29 @@ fn lanes_that_are_all_cut_at_once_are_not_waited_for() {
 }
 
 #[test]
+fn lanes_that_come_back_by_themselves_carry_on() {
+    require_netns!();
+    let world = World::new(ssm::Config::default(), &["--lanes", "4"]);
+    world.await_lanes(4);
+    let before = world.sessions();
+    let mut idle = world.connect(world.serve(servers::echo));
+    round_trip(&mut idle);
+    for id in &before {
+        assert!(world.simulator.cut_client(id));
+    }
+    until("all lanes resumed", || world.simulator.calls(Operation::ResumeSession) >= 4);
+    round_trip(&mut idle);
+    // Those that were asked for when all were cut take the place of others; nobody asks for more.
+    until("a tunnel of four lanes", || {
+        world.sessions().len() == 4
+            && world.vpc.status().unwrap()["lanes"].as_array().is_some_and(|lanes| lanes.len() == 4)
+    });
+    assert!(world.simulator.calls(Operation::StartSession) <= 6);
+    assert!(world.sessions().iter().filter(|id| before.contains(id)).count() >= 2);
+    world.finish();
+}
+
+#[test]
 fn a_changed_network_moves_all_lanes_at_once() {
     require_netns!();
     let world = World::new(ssm::Config::fast(), &["--lanes", "4"]);

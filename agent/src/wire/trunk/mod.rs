@@ -289,6 +289,13 @@ impl Trunk {
         }
     }
 
+    /// Asks on this lane whether it lives, at once and once.
+    pub fn ask(&mut self, lane: LaneId) {
+        if let Ok(index) = self.position(lane) {
+            self.lanes[index].pings.due = true;
+        }
+    }
+
     /// Where the mux writes next: contiguous, at most `send_room`.
     pub fn spare(&mut self) -> &mut [u8] {
         let room = self.send_room();
