@@ -189,9 +189,7 @@ impl World {
         let (opens, resets) = (flags & 1 != 0, flags & 8 != 0);
         if opens && !resets {
             self.known.insert(id);
-            for map in [&mut self.credit, &mut self.received] {
-                map.remove(&id);
-            }
+            self.received.remove(&id);
             self.sent.insert(id, 0);
         }
         let length = if data { usize::from(bytes.byte()).saturating_sub(4) * 9 } else { 0 };
@@ -200,6 +198,10 @@ impl World {
         let payload: Vec<u8> = (0..length as u32).map(|at| pattern(sent.wrapping_add(at))).collect();
         *sent = sent.wrapping_add(length as u32);
         self.hand_over(&header(u8::from(!data), flags, id, length as u32), &payload, bytes.byte());
+        // What was given before still counts while the opening is on its way.
+        if opens && !resets && self.cut.is_empty() {
+            self.credit.remove(&id);
+        }
     }
 
     fn credit(&mut self, stream: u8, bytes: &mut Bytes<'_>) {
