@@ -198,8 +198,8 @@ impl World {
         let payload: Vec<u8> = (0..length as u32).map(|at| pattern(sent.wrapping_add(at))).collect();
         *sent = sent.wrapping_add(length as u32);
         self.hand_over(&header(u8::from(!data), flags, id, length as u32), &payload, bytes.byte());
-        // What was given before still counts while the opening is on its way.
-        if opens && !resets && self.cut.is_empty() {
+        // What was given before still counts while the opening is on its way, or may be taken for payload.
+        if opens && !resets && self.cut.is_empty() && self.owner.honest {
             self.credit.remove(&id);
         }
     }
