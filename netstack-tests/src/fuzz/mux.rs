@@ -3,7 +3,7 @@
 //! Rules: an owner gets no more bytes than it has room for, each in its place, and hears nothing of a flow after its
 //! end; what the mux sends are whole frames, within the credit that the peer gave.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use agent::wire::Role;
@@ -28,6 +28,9 @@ struct World {
     owner: Owner,
     /// The end of a frame whose beginning was sent.
     cut: Vec<u8>,
+    /// Bytes the peer has made, and what those on their way do once they arrive up to such a place.
+    made: u64,
+    on_their_way: VecDeque<(u64, Effect)>,
     /// By stream id, what the peer sent, and what it may be sent.
     sent: HashMap<u32, u32>,
     credit: HashMap<u32, u64>,
@@ -36,6 +39,12 @@ struct World {
     /// Streams that the peer knows of.
     known: HashSet<u32>,
     fault: Option<MuxFault>,
+}
+
+/// What a frame of the peer does to what it may be sent.
+enum Effect {
+    Open(u32),
+    Credit(u32, u32),
 }
 
 /// All flows that ever were; the token is the index.
@@ -156,6 +165,8 @@ impl World {
             mux: Mux::new(config),
             owner,
             cut: Vec::new(),
+            made: 0,
+            on_their_way: VecDeque::new(),
             sent: HashMap::new(),
             credit: HashMap::new(),
             received: HashMap::new(),
@@ -189,8 +200,8 @@ impl World {
         let (opens, resets) = (flags & 1 != 0, flags & 8 != 0);
         if opens && !resets {
             self.known.insert(id);
-            self.received.remove(&id);
             self.sent.insert(id, 0);
+            self.on_their_way.push_back((self.made + HEADER, Effect::Open(id)));
         }
         let length = if data { usize::from(bytes.byte()).saturating_sub(4) * 9 } else { 0 };
         self.owner.honest &= length == 0 || self.known.contains(&id);
@@ -198,10 +209,6 @@ impl World {
         let payload: Vec<u8> = (0..length as u32).map(|at| pattern(sent.wrapping_add(at))).collect();
         *sent = sent.wrapping_add(length as u32);
         self.hand_over(&header(u8::from(!data), flags, id, length as u32), &payload, bytes.byte());
-        // What was given before still counts while the opening is on its way, or may be taken for payload.
-        if opens && !resets && self.cut.is_empty() && self.owner.honest {
-            self.credit.remove(&id);
-        }
     }
 
     fn credit(&mut self, stream: u8, bytes: &mut Bytes<'_>) {
@@ -210,7 +217,7 @@ impl World {
             0xff => bytes.long(),
             little => u32::from(little) * 50,
         };
-        *self.credit.entry(id).or_default() += u64::from(by);
+        self.on_their_way.push_back((self.made + HEADER, Effect::Credit(id, by)));
         self.hand_over(&header(1, 0, id, by), &[], bytes.byte());
     }
 
@@ -237,10 +244,15 @@ impl World {
 
     /// Gives the mux what was cut off the last frame, then this one but for the last `keep` bytes.
     fn hand_over(&mut self, header: &[u8], payload: &[u8], keep: u8) {
+        self.made += (header.len() + payload.len()) as u64;
         self.cut.extend_from_slice(header);
         self.cut.extend_from_slice(payload);
         let rest = self.cut.split_off(self.cut.len().saturating_sub(usize::from(keep)));
         let whole = std::mem::replace(&mut self.cut, rest);
+        let arrived = self.made - self.cut.len() as u64;
+        while let Some((_, effect)) = self.on_their_way.pop_front_if(|(at, _)| *at <= arrived) {
+            self.apply(&effect);
+        }
         self.fault = self.mux.handle_bytes(&whole, &mut self.owner, self.now).err();
         for flow in std::mem::take(&mut self.owner.fresh) {
             self.read(flow as u8, 0);
@@ -251,6 +263,18 @@ impl World {
                 MuxFault::Flood | MuxFault::GivenUp(_) => variant(&fault),
             });
             assert_eq!(self.mux.handle_bytes(&[0], &mut self.owner, self.now), Err(fault));
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Credit(id, by) => *self.credit.entry(*id).or_default() += u64::from(*by),
+            // Where any bytes were sent it may have been taken for payload.
+            Effect::Open(id) if self.owner.honest => {
+                self.credit.remove(id);
+                self.received.remove(id);
+            }
+            Effect::Open(id) => _ = self.received.remove(id),
         }
     }
 
@@ -373,6 +397,8 @@ fn header(kind: u8, flags: u16, id: u32, length: u32) -> Vec<u8> {
     [&[0, kind], &flags.to_be_bytes()[..], &id.to_be_bytes(), &length.to_be_bytes()].concat()
 }
 
+/// Bytes of a header.
+const HEADER: u64 = 12;
 /// Room of every flow's owner.
 const RING: usize = 40_000;
 pub(super) const STEPS: &[u8] =
