@@ -13,6 +13,7 @@ use tracing::{debug, info};
 pub use super::dial::LaneError;
 use super::dial::{Dial, Dialled, Entry, Roster};
 use super::health::{Happening, HealthView, LaneFacts, Loss};
+use super::hiccups::{Hiccup, Websocket, watch};
 pub use super::keeper::End;
 use super::keeper::{Action, Keeper, Round, Why};
 use super::lessons::{Lesson, Lessons};
@@ -23,7 +24,7 @@ use super::restarts::Restarts;
 use crate::config::{Keepalive, LanePlan};
 use crate::engine;
 use crate::ssm::channel::MIN_PAYLOAD;
-use crate::ssm::socket::{LaneError as SsmError, LaneHandle};
+use crate::ssm::socket::LaneError as SsmError;
 
 /// What lanes are made with and how they are kept.
 pub struct LanesConfig {
@@ -108,22 +109,6 @@ pub enum Fate {
     Refused(String),
     /// No more lanes are made. The last error of one, where there is any.
     GaveUp(End, Option<Arc<LaneError>>),
-}
-
-/// What a lane has of its SSM session; a TCP lane is always joined.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Websocket {
-    Joined,
-    /// For less than a moment.
-    Cut,
-    /// For longer, since then.
-    Missing(Instant),
-}
-
-/// A lane lost its websocket, or has one again.
-struct Hiccup {
-    lane: LaneId,
-    websocket: Websocket,
 }
 
 /// What one trunk's keeping needs besides the lanes themselves.
@@ -583,22 +568,6 @@ impl Keeping<'_> {
     }
 }
 
-/// Tells when a lane loses its websocket, and when it is without for longer than a moment.
-async fn watch(lane: LaneId, handle: LaneHandle, hiccups: mpsc::Sender<Hiccup>) {
-    loop {
-        handle.until(false).await;
-        let since = engine::now();
-        // Nobody listens any more when the trunk has ended, and then this ends too.
-        let tell = async |websocket| _ = hiccups.send(Hiccup { lane, websocket }).await;
-        tell(Websocket::Cut).await;
-        if tokio::time::timeout(MOMENT, handle.until(true)).await.is_err() {
-            tell(Websocket::Missing(since)).await;
-            handle.until(true).await;
-        }
-        tell(Websocket::Joined).await;
-    }
-}
-
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -610,8 +579,6 @@ fn random() -> u32 {
     engine::random_u64() as u32
 }
 
-/// SSM websockets are recycled now and then, which takes less.
-const MOMENT: Duration = Duration::from_secs(1);
 /// How often lanes are looked at while there is much to carry, or one of them stands still.
 const LOOK: Duration = Duration::from_millis(500);
 /// A lane that is asked whether it leads to the agent has mostly answered by then.
