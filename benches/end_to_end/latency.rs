@@ -11,6 +11,7 @@ use netstack_tests::vpc::{self, Vpc};
 
 use crate::Options;
 use crate::load::Load;
+use crate::relays::Relays;
 use crate::row::{Row, median, quantile};
 use crate::world::World;
 
@@ -18,16 +19,19 @@ pub(crate) fn rows(options: &Options) -> Result<Vec<Row>> {
     let world = World::tcp()?;
     let port = servers::serve(&world.vpc.vpc, "0.0.0.0:0", servers::echo)?.port();
     let [direct, through] = World::both_ways(port)?;
-    let (mut veth, mut tunnel) = (Vec::new(), Vec::new());
+    let relays = Relays::to(&world.vpc, port)?;
+    let (mut veth, mut bare, mut tunnel) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.rounds {
-        veth.extend(round_trips(&world.vpc, direct, Duration::from_secs(1), Duration::ZERO)?);
-        tunnel.extend(round_trips(&world.vpc, through, Duration::from_secs(1), Duration::ZERO)?);
+        for (target, times) in [(direct, &mut veth), (relays.address, &mut bare), (through, &mut tunnel)] {
+            times.extend(round_trips(&world.vpc, target, Duration::from_secs(1), Duration::ZERO)?);
+        }
     }
     let mut rows = Vec::new();
     for (name, at, bound) in [("p50", 0.5, Some(30.0)), ("p99", 0.99, Some(150.0)), ("p99.9", 0.999, None)] {
-        let (through, direct) = (quantile(&mut tunnel, at), quantile(&mut veth, at));
+        let [through, bare, direct] = [&mut tunnel, &mut bare, &mut veth].map(|times| quantile(times, at));
         rows.push(Row::new(format!("1-byte round trip {name}"), through, "us").base(direct));
-        let added = Row::new(format!("1-byte round trip {name}, added"), through - direct, "us");
+        let what = format!("1-byte round trip {name}, added, base: by two bare relays");
+        let added = Row::new(what, through - direct, "us").base(bare - direct);
         rows.push(match bound {
             Some(bound) => added.at_most(bound),
             None => added,

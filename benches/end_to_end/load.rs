@@ -69,4 +69,6 @@ fn carried(world: &Vpc) -> Result<u64> {
     Ok(count("rx").context("bytes received")? + count("tx").context("bytes sent")?)
 }
 
+/// Where iperf3's server listens.
+pub(crate) const IPERF_PORT: u16 = 5201;
 const SETTLE: Duration = Duration::from_secs(1);

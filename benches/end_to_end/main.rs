@@ -21,10 +21,10 @@
 //!
 //! - `tun`: a TUN device with the netstack alone behind it, and with both engines and a lane of memory.
 //!
-//! All of them when none is named, each within two minutes. Figures with a target say whether they reach it; with
+//! All of them when none is named, each within three minutes. Figures with a target say whether they reach it; with
 //! `--check` one that misses it by more than a fifth makes the run fail. The targets are for two cores with nothing else
-//! to do: on a busy machine CPU seconds per gigabyte and ratios within the run still tell something. Needs root and
-//! iperf3.
+//! to do: on a busy machine CPU seconds per gigabyte and ratios within the run still tell something. `tcp` and `latency`
+//! also measure two bare relays in the place of client and agent: what is left to gain. Needs root and iperf3.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its figures")]
 #![allow(clippy::disallowed_methods, reason = "it measures")]
@@ -40,6 +40,7 @@ mod latency;
 mod load;
 mod process;
 mod recovery;
+mod relays;
 #[path = "../report/row.rs"]
 mod row;
 mod ssm_latency;
@@ -81,8 +82,10 @@ const PARTS: [(&str, Part); 10] = [
 ];
 
 fn main() -> Result<()> {
-    if std::env::args().nth(1).as_deref() == Some(held::FAR_ENDS) {
-        return held::far_ends();
+    match std::env::args().nth(1).as_deref() {
+        Some(held::FAR_ENDS) => return held::far_ends(),
+        Some(relays::RELAY) => return relays::relay(std::env::args().skip(2)),
+        Some(_) | None => {}
     }
     let options = options()?;
     if let Some(reason) = netns::why_not().or_else(|| netns::missing(&["iperf3"])) {

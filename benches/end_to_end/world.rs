@@ -62,10 +62,14 @@ impl World {
         Usage::of(&self.client, self.vpc.agent.as_ref().context("the agent runs")?)
     }
 
-    /// Gbit/s through the tunnel, and CPU seconds per gigabyte of client and agent.
+    /// iperf3 through the tunnel.
     pub(crate) fn measured(&self, seconds: u32, extra: &[&str]) -> Result<Run> {
-        let usage = self.usage()?;
-        let gbit = load::iperf(&self.vpc, vpc::TARGET, seconds, extra)?;
+        self.measured_by(self.usage()?, vpc::TARGET, seconds, extra)
+    }
+
+    /// iperf3 over what `usage` has counted from now on.
+    pub(crate) fn measured_by(&self, usage: Usage, host: &str, seconds: u32, extra: &[&str]) -> Result<Run> {
+        let gbit = load::iperf(&self.vpc, host, seconds, extra)?;
         let gigabytes = gbit / 8.0 * f64::from(seconds);
         Ok(Run { gbit, cpu: usage.spent().map(|spent| spent / gigabytes) })
     }
@@ -81,9 +85,9 @@ pub(crate) fn through(port: u16) -> Result<SocketAddr> {
     Ok(SocketAddr::new(vpc::TARGET.parse()?, port))
 }
 
-/// One run of iperf3 through the tunnel.
+/// One run of iperf3.
 pub(crate) struct Run {
     pub(crate) gbit: f64,
-    /// Seconds per gigabyte of client and agent.
+    /// Seconds per gigabyte of client and agent, or of what stood in their place.
     pub(crate) cpu: [f64; 2],
 }

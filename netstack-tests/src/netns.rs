@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// A network namespace with its loopback device up and no duplicate address detection.
+/// A network namespace with its loopback device up, no duplicate address detection, and the same congestion control on
+/// every machine.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -30,6 +31,8 @@ impl Netns {
         for setting in ["all/accept_dad", "default/accept_dad", "default/router_solicitations"] {
             namespace.sysctl(&format!("net/ipv6/conf/{setting}"), "0")?;
         }
+        // No kernel lacks it or forbids it. Where BBR is the default, its timers are half of what a fast link costs.
+        namespace.sysctl("net/ipv4/tcp_congestion_control", "reno")?;
         Ok(namespace)
     }
 
