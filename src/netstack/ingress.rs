@@ -69,7 +69,7 @@ impl Stack {
             return self.handle_unknown(tuple, packet, &segment, now);
         };
         let Some(flow) = self.table.get_mut(slot) else { return self.answer_stray(packet, &segment) };
-        flow.meter.heard(packet, &segment, now);
+        flow.meter.heard(&segment, now);
         match &mut flow.state {
             State::Pending(syn, heard) if segment.opens() => {
                 if segment.seq != syn.seq {
@@ -105,6 +105,14 @@ impl Stack {
                     Err(reason)
                 }
                 Verdict::Repeats => Ok(()),
+                Verdict::Old if segment.data == 0 && !self.replies.take(now) => Err(DropReason::ReplyRate),
+                Verdict::Old => {
+                    let answer = connection.repeat(&segment);
+                    reply::build_tcp(packet, &segment, answer, self.config.emit_checksums, &mut self.scratch);
+                    flow.meter.said(&self.scratch, now);
+                    self.post();
+                    Ok(())
+                }
                 Verdict::Drop(reason) => Err(reason),
             },
             State::Pending(..) | State::Datagrams(_) | State::Gone => self.answer_stray(packet, &segment),
@@ -131,7 +139,7 @@ impl Stack {
         let state = State::Pending(Syn::keep(packet, segment)?, now);
         let untold = Untold { connect: true, ..Untold::default() };
         let mut meter = Meter::default();
-        meter.heard(packet, segment, now);
+        meter.heard(segment, now);
         let slot = self.table.insert(tuple, Flow { state, untold, armed: None, meter });
         self.counters.flows_opened += 1;
         self.counters.flows_pending += 1;

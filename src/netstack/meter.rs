@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use agent::local_end::EndFigures;
 
-use super::packet::{self, Packet, Segment};
+use super::packet::{self, Segment};
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Meter {
@@ -53,7 +53,7 @@ impl Meter {
 
     /// The application has sent this.
     #[inline]
-    pub(super) fn heard(&mut self, packet: &Packet<'_>, segment: &Segment, now: Instant) {
+    pub(super) fn heard(&mut self, segment: &Segment, now: Instant) {
         self.packets_from += 1;
         let control = u32::from(segment.has(packet::SYN)) + u32::from(segment.has(packet::FIN));
         let end = segment.end().wrapping_add(control);
@@ -61,7 +61,7 @@ impl Meter {
             let again = u32::from(advance(&mut self.heard, end));
             self.repeats_from = self.repeats_from.saturating_add(again);
         }
-        self.closed = packet.payload().get(14..16) == Some(&[0, 0]);
+        self.closed = segment.window == 0;
         if let Some((due, sent)) = self.sample
             && segment.has(packet::ACK)
             && segment.ack.wrapping_sub(due) as i32 >= 0
@@ -111,6 +111,7 @@ fn advance(mark: &mut Option<u32>, end: u32) -> bool {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
+    use super::super::packet::Packet;
     use super::*;
 
     #[test]
@@ -190,7 +191,7 @@ mod tests {
         let bytes = bytes(flags, seq, ack, data, window);
         let packet = Packet::parse(&bytes, false).unwrap();
         let segment = Segment::parse(&packet, false).unwrap();
-        meter.heard(&packet, &segment, now);
+        meter.heard(&segment, now);
     }
 
     fn bytes(flags: u8, seq: u32, ack: u32, data: usize, window: u16) -> Vec<u8> {

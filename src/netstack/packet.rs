@@ -118,6 +118,8 @@ pub(super) struct Segment {
     pub(super) seq: u32,
     pub(super) ack: u32,
     pub(super) flags: u8,
+    /// As it stands there, not scaled.
+    pub(super) window: u16,
     /// Length of the TCP header with its options.
     pub(super) header: usize,
     pub(super) data: usize,
@@ -140,8 +142,8 @@ impl Segment {
         if single > 1 || flags & (SYN | RST | ACK) == 0 {
             return Err(DropReason::TcpFlags);
         }
-        let (seq, ack) = (u32_at(fixed, 4), u32_at(fixed, 8));
-        Ok(Self { source_port, target_port, seq, ack, flags, header, data: bytes.len() - header })
+        let (seq, ack, window) = (u32_at(fixed, 4), u32_at(fixed, 8), u16_at(fixed, 14));
+        Ok(Self { source_port, target_port, seq, ack, flags, window, header, data: bytes.len() - header })
     }
 
     pub(super) fn has(&self, flag: u8) -> bool {
@@ -166,6 +168,7 @@ pub(super) struct Syn {
     len: u8,
     pub(super) seq: u32,
     pub(super) has_window_scale: bool,
+    pub(super) has_sack: bool,
 }
 
 impl Syn {
@@ -191,7 +194,13 @@ impl Syn {
             }
             IpAddr::V6(_) => put_u16(&mut bytes, 4, segment.header as u16),
         }
-        Ok(Self { bytes, len: len as u8, seq: segment.seq, has_window_scale: repr.window_scale.is_some() })
+        Ok(Self {
+            bytes,
+            len: len as u8,
+            seq: segment.seq,
+            has_window_scale: repr.window_scale.is_some(),
+            has_sack: repr.sack_permitted,
+        })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -460,6 +469,7 @@ mod tests {
             seq: 1000,
             ack: 0,
             flags: SYN,
+            window: u16_at(&SYN_V4, V4_HEADER + 14),
             header: 28,
             data: 3,
         };

@@ -9,17 +9,28 @@ use super::packet::{
 };
 use super::peers::Quote;
 
+/// What a TCP segment without data says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Header {
+    pub(super) seq: u32,
+    pub(super) ack: u32,
+    pub(super) flags: u8,
+    pub(super) window: u16,
+    /// Bytes that came twice (RFC 2883).
+    pub(super) twice: Option<(u32, u32)>,
+}
+
 /// Builds the reset that answers a segment (RFC 9293, 3.10.7.1); `out` is cleared first.
 ///
 /// `sum` is whether the TCP checksum is the whole one.
 pub(super) fn build_reset(packet: &Packet<'_>, segment: &Segment, sum: bool, out: &mut Vec<u8>) {
-    let (seq, ack, flags) = if segment.has(ACK) {
-        (segment.ack, 0, RST)
+    let header = if segment.has(ACK) {
+        Header { seq: segment.ack, flags: RST, ..Header::default() }
     } else {
         let control = u32::from(segment.has(SYN)) + u32::from(segment.has(FIN));
-        (0, segment.end().wrapping_add(control), RST | ACK)
+        Header { ack: segment.end().wrapping_add(control), flags: RST | ACK, ..Header::default() }
     };
-    build_tcp(packet, segment, (seq, ack, flags), sum, out);
+    build_tcp(packet, segment, header, sum, out);
 }
 
 /// Builds an acknowledgement that makes whoever sent a doubtful segment into a connection say whether the connection
@@ -31,25 +42,33 @@ pub(super) fn build_challenge(
     sum: bool,
     out: &mut Vec<u8>,
 ) {
-    build_tcp(packet, segment, (seq, ack, ACK), sum, out);
+    build_tcp(packet, segment, Header { seq, ack, flags: ACK, ..Header::default() }, sum, out);
 }
 
-/// Builds an answer to `segment` without data or window.
-fn build_tcp(
+/// Builds an answer to `segment` without data; `out` is cleared first.
+pub(super) fn build_tcp(
     packet: &Packet<'_>,
     segment: &Segment,
-    (seq, ack, flags): (u32, u32, u8),
+    header: Header,
     sum: bool,
     out: &mut Vec<u8>,
 ) {
-    let header = start_ip(out, packet.target, packet.source, TCP, TCP_HEADER);
-    let tcp = &mut out[header..];
+    let options = if header.twice.is_some() { TWICE } else { 0 };
+    let at = start_ip(out, packet.target, packet.source, TCP, TCP_HEADER + options);
+    let tcp = &mut out[at..];
     put_u16(tcp, 0, segment.target_port);
     put_u16(tcp, 2, segment.source_port);
-    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
-    tcp[12] = (TCP_HEADER as u8 / 4) << 4;
-    tcp[13] = flags;
+    tcp[4..8].copy_from_slice(&header.seq.to_be_bytes());
+    tcp[8..12].copy_from_slice(&header.ack.to_be_bytes());
+    tcp[12] = ((TCP_HEADER + options) as u8 / 4) << 4;
+    tcp[13] = header.flags;
+    put_u16(tcp, 14, header.window);
+    if let Some((first, end)) = header.twice {
+        // Two times nothing, for alignment.
+        tcp[20..24].copy_from_slice(&[1, 1, 5, 10]);
+        tcp[24..28].copy_from_slice(&first.to_be_bytes());
+        tcp[28..32].copy_from_slice(&end.to_be_bytes());
+    }
     fill_tcp_checksum(out, sum);
 }
 
@@ -181,6 +200,8 @@ fn start_ip(out: &mut Vec<u8>, source: IpAddr, target: IpAddr, protocol: u8, len
 /// Of UDP and of an echo.
 pub(super) const DATAGRAM_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
+/// The option for bytes that came twice.
+const TWICE: usize = 12;
 const HOP_LIMIT: u8 = 64;
 /// The longest ICMP error (RFC 1812, 4.3.2.3).
 const V4_ERROR: usize = 576;

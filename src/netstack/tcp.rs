@@ -4,13 +4,15 @@
 //! *over*: both directions are finished on the wire and no packet belongs to the connection any more, though
 //! bytes may still wait to be read. TIME-WAIT counts as over: a repeated FIN then gets a reset.
 
+mod judge;
+
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::wire::HardwareAddress;
 
-use super::counters::DropReason;
+pub(super) use self::judge::Verdict;
 use super::device::{Buffer, Device, Traits};
 use super::packet::{self, Packet, Segment, Syn, Told};
 use super::reply;
@@ -77,19 +79,6 @@ pub(super) enum Fate {
     Reset,
 }
 
-/// What to do with a segment, before smoltcp sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Fits,
-    Drop(DropReason),
-    /// Dropped, but the sender is told where the connection stands.
-    Challenge(DropReason),
-    /// For smoltcp, which leaves its data and answers where the window is.
-    AnswerOnly(DropReason),
-    /// Nothing new, and better kept from smoltcp.
-    Repeats,
-}
-
 /// What the owner has not been told yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct News {
@@ -113,6 +102,8 @@ pub(super) struct Connection {
     /// What `room` was when it was last asked for or told.
     room_told: usize,
     has_window_scale: bool,
+    /// The application understands selective acknowledgements.
+    has_sack: bool,
     /// The application's first sequence number.
     first: u32,
     /// The sequence number behind all we ever sent; nothing before the SYN-ACK.
@@ -169,6 +160,7 @@ impl Connection {
             finished_told: false,
             room_told: 0,
             has_window_scale: false,
+            has_sack: false,
             first: 0,
             sent_end: None,
             acked: 0,
@@ -188,6 +180,7 @@ impl Connection {
     /// Answers a SYN; false if smoltcp does not want it.
     pub(super) fn open(&mut self, io: &mut Io, syn: &Syn, port: u16, now: Instant) -> bool {
         self.has_window_scale = syn.has_window_scale;
+        self.has_sack = syn.has_sack;
         self.first = syn.seq;
         self.acked = syn.seq.wrapping_add(1);
         self.seen_end = self.acked;
@@ -375,53 +368,6 @@ impl Connection {
         closing && is_after(seq, self.acked)
     }
 
-    /// The sequence and acknowledgement numbers of a challenge.
-    pub(super) fn challenge(&self) -> (u32, u32) {
-        (self.sent_end.unwrap_or(0), self.expected())
-    }
-
-    /// What smoltcp would take too easily, or leaves out in silence.
-    pub(super) fn judge(&self, segment: &Segment) -> Verdict {
-        if segment.has(packet::RST) {
-            let ahead = segment.seq.wrapping_sub(self.expected());
-            return match ahead {
-                0 => Verdict::Fits,
-                _ if (ahead as usize) < self.socket().recv_capacity() => {
-                    Verdict::Challenge(DropReason::ResetPlace)
-                }
-                _ => Verdict::Drop(DropReason::ResetPlace),
-            };
-        }
-        if segment.has(packet::SYN) {
-            return Verdict::Challenge(DropReason::SynInside);
-        }
-        // smoltcp would take data behind a FIN.
-        if self.app_end.is_some_and(|end| is_after(segment.end(), end)) {
-            return Verdict::Drop(DropReason::AfterFin);
-        }
-        // In an unfinished handshake smoltcp answers with the reset of the book.
-        let open = self.state() != State::SynReceived;
-        if open && self.sent_end.is_some_and(|end| is_after(segment.ack, end)) {
-            return Verdict::Challenge(DropReason::AckUnsent);
-        }
-        // smoltcp would cut the data at the edge and take the FIN for what comes next.
-        if segment.has(packet::FIN) && is_after(segment.end(), self.edge) {
-            return Verdict::Challenge(DropReason::Window);
-        }
-        if segment.data > 0 && !is_after(self.edge, segment.seq) {
-            return Verdict::AnswerOnly(DropReason::Window);
-        }
-        if self.repeats_before_our_fin(segment) { Verdict::Repeats } else { Verdict::Fits }
-    }
-
-    /// Whether this is a repeated acknowledgement of all but our FIN. Three of them have smoltcp turn its retransmission
-    /// timer into a fast retransmission, which has no data to send and never sends the FIN again.
-    fn repeats_before_our_fin(&self, segment: &Segment) -> bool {
-        let finishing = matches!(self.state(), State::FinWait1 | State::Closing | State::LastAck);
-        let bare = segment.data == 0 && !segment.has(packet::FIN) && !is_after(self.expected(), segment.seq);
-        finishing && bare && self.socket().send_queue() == 0 && segment.ack == self.heard_ack
-    }
-
     /// The application's next sequence number.
     fn expected(&self) -> u32 {
         let bytes = self.bytes_read.wrapping_add(self.socket().recv_queue());
@@ -532,7 +478,7 @@ impl Connection {
             self.sent_end = Some(told.end);
         }
         self.acked = told.ack;
-        let shift = if self.has_window_scale { window_shift(self.socket().recv_capacity()) } else { 0 };
+        let shift = self.window_shift();
         let scaled = shift > 0 && told.flags & packet::SYN == 0;
         let mut window = u32::from(told.window);
         if scaled && window > 0 {
@@ -543,6 +489,11 @@ impl Connection {
         if is_after(edge, self.edge) {
             self.edge = edge;
         }
+    }
+
+    /// Of the windows we tell, but for that of the SYN-ACK.
+    fn window_shift(&self) -> u32 {
+        if self.has_window_scale { window_shift(self.socket().recv_capacity()) } else { 0 }
     }
 
     fn state(&self) -> State {

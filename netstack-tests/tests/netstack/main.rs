@@ -4,6 +4,7 @@
 
 mod figures;
 mod finishes;
+mod repeats;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
