@@ -462,7 +462,7 @@ const TURNS: usize = 2;
 /// Reads of one lane in a turn.
 const READS: usize = 4;
 /// Records to one lane in a turn.
-const RECORDS: usize = 16;
+const RECORDS: usize = 4;
 
 /// The most bytes taken from a lane at once.
 const READ_BUFFER: usize = 256 * 1024;

@@ -110,8 +110,9 @@ impl TcpLane {
     }
 }
 
-/// Room for an ack and two segments of the largest size.
-const LARGEST_RECORD: usize = 64 + 2 * (MAX_SEGMENT + SEGMENT_OVERHEAD);
+/// Room for an ack and eight segments of the largest size: each call of the system, and what it wakes, costs as much as
+/// copying many of them.
+const LARGEST_RECORD: usize = 64 + 8 * (MAX_SEGMENT + SEGMENT_OVERHEAD);
 /// The system takes 1,024 at a time; a record of long segments has few.
 const MOST_PARTS: usize = 64;
 /// Four messages of the SSM agent.

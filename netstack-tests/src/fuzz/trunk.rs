@@ -58,7 +58,7 @@ impl World {
         let config = TrunkConfig {
             credit: pick(1, [300 << 10, 16 << 20, 64 << 10, 1]) as u64,
             replay: pick(3, [256 << 10, 16 << 20, 64 << 10, 2000]),
-            unsent: pick(5, [128 << 10, 4096, 20_000, 1]),
+            unsent: pick(5, [512 << 10, 4096, 20_000, 1]),
             ..TrunkConfig::new(role, 0)
         };
         Self {

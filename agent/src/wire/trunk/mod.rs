@@ -77,7 +77,7 @@ pub struct TrunkConfig {
     pub credit: u64,
     /// The most bytes kept for the peer's acknowledgement.
     pub replay: usize,
-    /// The most bytes that wait for a lane: what a keystroke of the mux waits for besides those in flight.
+    /// The most bytes that wait for a lane; never more than lanes have room for and, for one lane, than fit in its record.
     pub unsent: usize,
     /// Where the ids of pings begin.
     pub entropy: u64,
@@ -85,7 +85,7 @@ pub struct TrunkConfig {
 
 impl TrunkConfig {
     pub const fn new(role: Role, entropy: u64) -> Self {
-        Self { role, credit: 16 << 20, replay: 16 << 20, unsent: 128 * 1024, entropy }
+        Self { role, credit: 16 << 20, replay: 16 << 20, unsent: 512 * 1024, entropy }
     }
 }
 
