@@ -237,7 +237,8 @@ fn both_directions_saturated_with_the_crate_over_tiny_pipes() {
                     node.open(Job::Send { left: usize::MAX });
                 }
                 node.until(|_| watch.is_over()).await;
-            });
+                node
+            })
         }
     });
     let theirs = thread::spawn({
@@ -263,7 +264,8 @@ fn both_directions_saturated_with_the_crate_over_tiny_pipes() {
     });
 
     watch.fail_on_a_stall();
-    ours.join().expect("our end");
+    // The crate's end may look at the pipe once more; it breaks when ours goes.
+    let _node = ours.join().expect("our end");
     theirs.join().expect("the crate's end");
 }
 
@@ -338,11 +340,11 @@ fn run(test: impl Future<Output = ()>) {
     run_for(Duration::ZERO, test);
 }
 
-fn run_for(length: Duration, test: impl Future<Output = ()>) {
+fn run_for<T>(length: Duration, test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
-        tokio::time::timeout(length + DEADLINE, test).await.expect("done before the deadline");
-    });
+        tokio::time::timeout(length + DEADLINE, test).await.expect("done before the deadline")
+    })
 }
 
 /// Bytes of every stream in every direction from an offset on; at least 64 KiB of them.
