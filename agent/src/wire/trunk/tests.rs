@@ -8,11 +8,12 @@ use super::*;
 #[test]
 fn without_a_lane_there_is_no_room() {
     let now = Instant::now();
-    let mut trunk = Trunk::new(TrunkConfig::new(Role::Client, 0));
+    let config = TrunkConfig { unsent: 128 << 10, ..TrunkConfig::new(Role::Client, 0) };
+    let mut trunk = Trunk::new(config);
     assert_eq!((trunk.send_room(), trunk.spare().len()), (0, 0));
     assert!(!trunk.poll_record(LaneId(1), 1000, &mut Vec::new(), now));
     trunk.attach(LaneId(1), LaneKind::Tcp, [0; 32], now);
-    assert_eq!(trunk.send_room(), trunk.config.unsent.min(INITIAL_CREDIT as usize));
+    assert_eq!(trunk.send_room(), trunk.config.unsent);
     write(&mut trunk, 100_000);
     trunk.detach(LaneId(1), now);
     assert_eq!((trunk.send_room(), trunk.stats().unacknowledged), (0, 100_000));
