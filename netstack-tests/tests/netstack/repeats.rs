@@ -5,8 +5,8 @@ use smoltcp::wire::TcpRepr;
 
 use super::*;
 
-/// A kernel sends its last segment again after two round trips of silence. If it hears nothing of that, it takes the
-/// silence before for a loss and sends half as much from then on.
+/// A kernel sends its last segment again after two round trips of silence. If it is not told that the bytes came twice,
+/// it takes that for the cure of a loss and sends half as much from then on.
 #[test]
 fn every_segment_that_comes_again_is_said_to_have_come_twice() {
     for family in [V4, V6] {
@@ -40,6 +40,20 @@ fn every_probe_of_an_idle_application_is_answered() {
         assert_eq!(app.answers(), [(1006, None)]);
         app.world.now += Duration::from_millis(100);
     }
+}
+
+#[test]
+fn a_flood_of_probes_is_answered_at_a_rate() {
+    let mut app = RawApp::connect(V4);
+    app.send(1001, b"hello");
+    app.answers();
+    for _ in 0..1000 {
+        app.send(1005, b"");
+    }
+    let answers = app.answers().len() as u64;
+    assert!((1..=100).contains(&answers), "{answers} answers");
+    let drops: Vec<_> = app.world.stack.counters().drops().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(drops, [(DropReason::ReplyRate, 1000 - answers)]);
 }
 
 /// What we send to probe a closed window has no place in it: an answer that came after it would be dropped, and an
